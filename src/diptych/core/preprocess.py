@@ -1,0 +1,84 @@
+"""From an RGB picture to a tower's pixels, with Pillow alone (the same arithmetic as torchvision on pictures)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, centre crop, scale to 0..1, normalise.
+
+    resize: "shortest" (short side to `size`, centre crop), "longest" (long side to `size`, pad with `fill`),
+    "squash" (both sides to `size`).
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize: Literal["shortest", "longest", "squash"] = "shortest"
+    fill: int = 0
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture -> [3, size, size] float32."""
+        return self.tensor(self.crop(image))
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        resampling = RESAMPLING[self.interpolation]
+        width, height = image.size
+        if self.resize == "squash":
+            return image.resize((self.size, self.size), resampling)
+        if self.resize == "shortest":
+            scale_to = (
+                (self.size, int(self.size * height / width))
+                if width <= height
+                else (int(self.size * width / height), self.size)
+            )
+            image = image.resize(scale_to, resampling) if image.size != scale_to else image
+            left = round((image.width - self.size) / 2)
+            top = round((image.height - self.size) / 2)
+            return image.crop((left, top, left + self.size, top + self.size))
+        scale = self.size / max(width, height)
+        image = image.resize((round(width * scale), round(height * scale)), resampling)
+        canvas = Image.new("RGB", (self.size, self.size), (self.fill,) * 3)
+        canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
+        return canvas
+
+    def view(self, image: Image.Image, rng: np.random.Generator, scale: tuple[float, float]) -> Tensor:
+        """One augmented view: random resized crop (area share in `scale`, aspect 3/4..4/3), random flip.
+
+        -> [3, size, size] float32. The recipe of CoOp, Tip-Adapter and GDA.
+        """
+        width, height = image.size
+        for _ in range(10):
+            area = width * height * rng.uniform(*scale)
+            aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                break
+        else:
+            w = h = min(width, height)
+            left, top = (width - w) // 2, (height - h) // 2
+        box = (left, top, left + w, top + h)
+        crop = image.resize((self.size, self.size), RESAMPLING[self.interpolation], box=box)
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self.tensor(crop)
+
+    def tensor(self, image: Image.Image) -> Tensor:
+        array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+        array = (array - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
