@@ -1,6 +1,6 @@
 """From class names to one row a class: templates, descriptions, learned context."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,7 +45,12 @@ def class_tokens(clip: CLIP, names: Sequence[str], template: str) -> Tokens:
     return clip.tokenize([template.replace("{}", name) for name in names], names)
 
 
-def class_rows(clip: CLIP, names: Sequence[str], recipe: TextRecipe) -> Tensor:
+def class_rows(
+    clip: CLIP,
+    names: Sequence[str],
+    recipe: TextRecipe,
+    encode: Callable[[Sequence[str]], Tensor] | None = None,
+) -> Tensor:
     """Names -> [C, D]: normalise each text's embedding, average a class, normalise again (or not)."""
     texts = [recipe.texts(name) for name in names]
     if (
@@ -54,6 +59,6 @@ def class_rows(clip: CLIP, names: Sequence[str], recipe: TextRecipe) -> Tensor:
         tokens = class_tokens(clip, names, recipe.templates[0])
         with torch.no_grad():
             return F.normalize(clip.encode_tokens(tokens), dim=-1)
-    flat = F.normalize(clip.encode_text([t for group in texts for t in group]), dim=-1)
+    flat = F.normalize((encode or clip.encode_text)([t for group in texts for t in group]), dim=-1)
     rows = torch.stack([part.mean(0) for part in flat.split([len(group) for group in texts])])
     return F.normalize(rows, dim=-1) if recipe.renormalise else rows

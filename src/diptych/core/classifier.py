@@ -1,0 +1,174 @@
+"""What an adapter gives back: data that predicts, saves to one file, and needs only `core` to be used."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.core.clip import CLIP
+from diptych.core.edits import Edits, pack, unpack
+from diptych.core.files import atomic
+from diptych.core.heads import Head, unpack_head
+from diptych.core.text import TextRecipe, class_rows
+from diptych.errors import DiptychError, Unsupported
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """The CLIP a classifier was fitted on: what people call it, what `load` opens, and its hash."""
+
+    name: str
+    source: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, clip: CLIP) -> "Base":
+        return cls(clip.name, clip.source, clip.fingerprint)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Tower edits and a head, with class names, calibration and the hash of the base model.
+
+    classes: the user's own words for the classes; names: the words the text tower was given.
+    temperature: probabilities are softmax(logits / temperature). threshold: below this top probability the
+    answer is "none of these"; None where nothing was left to choose it on.
+    recipe: how text rows are made for new names; None where the head has none. trainable: fitted parameters.
+    """
+
+    system: str
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    head: Head
+    base: Base
+    edits: Edits = field(default_factory=Edits)
+    recipe: TextRecipe | None = None
+    temperature: float = 1.0
+    threshold: float | None = None
+    trainable: int = 0
+
+    @property
+    def on_base_features(self) -> bool:
+        """Whether it judges the base model's embeddings (so that cached features serve it)."""
+        return not self.edits.of("image")
+
+    def clip(self, base: CLIP) -> CLIP:
+        """The base model with this classifier's edits. Raises DiptychError for another base model."""
+        if base.fingerprint != self.base.fingerprint:
+            raise DiptychError(
+                f'this classifier belongs to the model "{self.base.name}" ({self.base.fingerprint[:12]}), but was '
+                f'opened with "{base.name}" ({base.fingerprint[:12]}); use --model {self.base.source}'
+            )
+        return base.edited(self.edits)
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Image embeddings [N, D] of the edited model -> logits [N, C]."""
+        return self.head.to(embeddings.device).logits(F.normalize(embeddings.float(), dim=-1))
+
+    def probabilities(self, embeddings: Tensor) -> Tensor:
+        """Image embeddings [N, D] of the edited model -> calibrated probabilities [N, C]."""
+        return (self.logits(embeddings) / self.temperature).softmax(dim=-1)
+
+    def with_names(self, base: CLIP, names: Sequence[str], classes: Sequence[str] | None = None) -> "Classifier":
+        """The same adaptation for other classes. Raises Unsupported where the kind does not allow it."""
+        if self.recipe is None:
+            raise Unsupported(f"{self.system} knows only the classes it was fitted on")
+        if any(p.tokens.dim() == 3 for p in self.edits.of("text").prompts):
+            raise Unsupported(f"{self.system} learned one context a class, which says nothing about other classes")
+        rows = class_rows(self.clip(base), names, self.recipe).cpu()
+        classes = tuple(classes or names)
+        return replace(self, classes=classes, names=tuple(names), head=self.head.renamed(rows), threshold=None)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file. Raises DiptychError where it cannot be written."""
+        from safetensors.torch import save_file
+
+        edits, edit_tensors = pack(self.edits)
+        head, head_tensors = self.head.pack()
+        tensors = {f"edits.{k}": v for k, v in edit_tensors.items()}
+        tensors |= {f"head.{k}": v for k, v in head_tensors.items()}
+        about = {
+            "format": FORMAT,
+            **{k: getattr(self, k) for k in ("system", "config", "classes", "names", "temperature", "threshold")},
+            "trainable": self.trainable,
+            "base": asdict(self.base),
+            "recipe": None if self.recipe is None else asdict(self.recipe),
+            "edits": edits,
+            "head": head,
+        }
+        path = Path(path)
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        with atomic(path) as temporary:
+            save_file(tensors, temporary, {"diptych": json.dumps(about)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Classifier":
+        """Read what `save` wrote. Raises DiptychError for anything else; nothing is unpickled."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise DiptychError(f"no classifier at {path}; `diptych compare` writes one as winner.safetensors")
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {})["diptych"])
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise DiptychError(f"{path} is not a classifier saved by diptych, or is damaged ({error})") from error
+        if about.get("format") != FORMAT:
+            raise DiptychError(f"{path} has format {about.get('format')}; this diptych reads {FORMAT}")
+        try:
+            part = {
+                p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+                for p in ("edits.", "head.")
+            }
+            recipe = about["recipe"]
+            return cls(
+                system=about["system"],
+                config=about["config"],
+                classes=tuple(about["classes"]),
+                names=tuple(about["names"]),
+                head=unpack_head(about["head"], part["head."]),
+                base=Base(**about["base"]),
+                edits=unpack(about["edits"], part["edits."]),
+                recipe=recipe
+                and TextRecipe(
+                    tuple(recipe["templates"]),
+                    {k: tuple(v) for k, v in recipe["sentences"].items()},
+                    recipe["renormalise"],
+                ),
+                temperature=float(about["temperature"]),
+                threshold=about["threshold"],
+                trainable=about["trainable"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DiptychError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def temperature_of(logits: Tensor, labels: Tensor) -> float:
+    """The temperature with the least negative log-likelihood (Guo et al. 2017), to 1%, in 0.001..1000 times the spread."""
+    spread = float(logits.float().std(dim=-1).mean().clamp_min(1e-6))
+    low, high = torch.tensor(1e-3 * spread).log(), torch.tensor(1e3 * spread).log()
+    for _ in range(3):  # a coarse grid, then two finer ones around the best
+        grid = torch.linspace(float(low), float(high), 41).exp()
+        scaled = logits.float()[None] / grid[:, None, None]  # [41, N, C]
+        loss = torch.stack([F.cross_entropy(s, labels) for s in scaled])
+        best = int(loss.argmin())
+        low, high = grid[max(best - 1, 0)].log(), grid[min(best + 1, 40)].log()
+    return float(grid[best])
+
+
+def threshold_of(probabilities: Tensor, labels: Tensor, keep: float = 0.95) -> float | None:
+    """The top probability above which `keep` of the rightly recognised pictures lie; None without any."""
+    top, guess = probabilities.max(dim=-1)
+    right = top[guess == labels]
+    return float(right.quantile(1 - keep)) if len(right) else None

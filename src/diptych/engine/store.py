@@ -1,0 +1,238 @@
+"""Embeddings on disk, each paid for once: keyed by model, picture bytes and view; shared by methods and runs.
+
+One append-only float32 file a space (model x view) and one SQLite index. Rows become visible by the commit of the
+index, so a killed writer leaves at most an unused tail, which the next writer overwrites.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.core.clip import CLIP
+from diptych.data.paths import cache_dir
+from diptych.data.pictures import open_picture
+from diptych.data.records import Record, Records
+from diptych.data.support import CROP
+from diptych.errors import DiptychError
+
+BATCH = 32
+LIMIT = 8 << 30  # bytes; the least recently used spaces go first
+Progress = Callable[[int, int], None]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS spaces (
+    space TEXT PRIMARY KEY, model TEXT, width INT, rows INT DEFAULT 0, used REAL);
+CREATE TABLE IF NOT EXISTS rows (
+    space TEXT, key BLOB, row INT, seconds REAL, PRIMARY KEY (space, key)) WITHOUT ROWID;
+"""
+
+
+def feature_folder() -> Path:
+    return cache_dir() / "features"
+
+
+@contextlib.contextmanager
+def index(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The index, opened for one use: connections do not survive a fork."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(folder / "index.sqlite", timeout=60, isolation_level=None)
+        with closing(connection):
+            connection.executescript(SCHEMA)
+            yield connection
+    except sqlite3.DatabaseError as error:
+        if "malformed" in str(error) or "not a database" in str(error):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise DiptychError(
+                f"the feature cache at {folder} was damaged and is now empty; start again"
+            ) from error
+        raise DiptychError(f"cannot use the feature cache at {folder}: {error}; set DIPTYCH_CACHE") from error
+    except OSError as error:
+        raise DiptychError(
+            f"cannot use the feature cache at {folder}: {error.strerror}; set DIPTYCH_CACHE"
+        ) from error
+
+
+class Space:
+    """The rows of one model and view: key (bytes) -> float32 vector and the seconds it took."""
+
+    def __init__(self, folder: Path, name: str, model: str, width: int) -> None:
+        self.folder, self.name, self.width = folder, name, width
+        self.data = folder / f"{name}.f32"
+        self.known: dict[bytes, tuple[int, float]] = {}
+        with index(folder) as db:
+            db.execute("INSERT OR IGNORE INTO spaces VALUES (?, ?, ?, 0, ?)", (name, model, width, time.time()))
+            db.execute("UPDATE spaces SET used = ? WHERE space = ?", (time.time(), name))
+        self.refresh()
+
+    def refresh(self) -> None:
+        with index(self.folder) as db:
+            rows = db.execute("SELECT key, row, seconds FROM rows WHERE space = ?", (self.name,))
+            self.known = {bytes(key): (row, seconds) for key, row, seconds in rows}
+        size = self.data.stat().st_size if self.data.exists() else 0
+        complete = size // (4 * self.width)
+        self.known = {key: value for key, value in self.known.items() if value[0] < complete}
+
+    def read(self, keys: Sequence[bytes]) -> np.ndarray:
+        """[len(keys), width]; all must be known."""
+        if not keys:
+            return np.empty((0, self.width), np.float32)
+        rows = np.memmap(self.data, np.float32, "r").reshape(-1, self.width)
+        return rows[[self.known[key][0] for key in keys]]
+
+    def seconds(self, keys: Sequence[bytes]) -> float:
+        return sum(self.known[key][1] for key in keys)
+
+    def write(self, keys: Sequence[bytes], rows: np.ndarray, seconds: float) -> None:
+        """Append; visible to others when the index commits."""
+        rows = np.ascontiguousarray(rows, np.float32)
+        with index(self.folder) as db:
+            db.execute("BEGIN IMMEDIATE")
+            (first,) = db.execute("SELECT rows FROM spaces WHERE space = ?", (self.name,)).fetchone()
+            with open(self.data, "r+b" if self.data.exists() else "w+b") as file:
+                file.seek(first * 4 * self.width)
+                file.write(rows.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            entries = [(self.name, key, first + i, seconds) for i, key in enumerate(keys)]
+            db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", entries)
+            db.execute("UPDATE spaces SET rows = ? WHERE space = ?", (first + len(keys), self.name))
+            db.execute("COMMIT")
+        self.known |= {key: (first + i, seconds) for i, key in enumerate(keys)}
+
+
+class FeatureStore:
+    """The `FeatureSource` of a task. digests: record id -> hash of the picture's bytes."""
+
+    def __init__(self, digests: dict[str, str], *, progress: Progress | None = None, limit: int = LIMIT) -> None:
+        self.digests, self.progress, self.limit = digests, progress, limit
+        self.folder = feature_folder()
+        self.spaces: dict[str, Space] = {}
+
+    def space(self, clip: CLIP, view: str) -> Space:
+        name = hashlib.sha256(f"{clip.fingerprint} {view}".encode()).hexdigest()[:32]
+        if name not in self.spaces:
+            self.spaces[name] = Space(self.folder, name, clip.name, clip.embed_dim)
+        return self.spaces[name]
+
+    def images(self, clip: CLIP, records: Records, *, views: int = 0, crop: tuple[float, float] = CROP) -> Tensor:
+        """Unit embeddings [N, D] on the model's device; with views, [N, views, D] of augmented pictures."""
+        space = self.space(clip, self.view_name(views, crop))
+        self.fill(clip, records, views=views, crop=crop)
+        found = torch.from_numpy(space.read([key for r in records for key in self.keys(r, views)]))
+        found = F.normalize(found.to(clip.device), dim=-1)
+        return found.reshape(len(records), views, -1) if views else found
+
+    def view_name(self, views: int, crop: tuple[float, float]) -> str:
+        return f"crop {crop[0]:g}-{crop[1]:g}" if views else "plain"
+
+    def keys(self, record: Record, views: int) -> list[bytes]:
+        digest = bytes.fromhex(self.digests[record.id])
+        return [digest + v.to_bytes(2, "big") for v in range(views)] if views else [digest]
+
+    def seconds(self, clip: CLIP, records: Records, *, views: int = 0, crop: tuple[float, float] = CROP) -> float:
+        """What encoding these pictures took when it was done."""
+        space = self.space(clip, self.view_name(views, crop))
+        return space.seconds([key for r in records for key in self.keys(r, views)])
+
+    def missing(
+        self, clip: CLIP, records: Records, *, views: int = 0, crop: tuple[float, float] = CROP
+    ) -> list[Record]:
+        known = self.space(clip, self.view_name(views, crop)).known
+        wanted = {self.digests[r.id]: r for r in records}  # exact copies are encoded once
+        return [r for r in wanted.values() if any(key not in known for key in self.keys(r, views))]
+
+    def fill(self, clip: CLIP, records: Records, *, views: int = 0, crop: tuple[float, float] = CROP) -> None:
+        """Encode what is not there yet; batches are kept as they are done."""
+        missing = self.missing(clip, records, views=views, crop=crop)
+        if not missing:
+            return
+        self.evict()
+        space = self.space(clip, self.view_name(views, crop))
+        size = max(1, BATCH // max(views, 1))
+        parts = [missing[i : i + size] for i in range(0, len(missing), size)]
+
+        def load(part: list[Record]) -> tuple[list[bytes], Tensor]:
+            keys = [key for record in part for key in self.keys(record, views)]
+            return keys, torch.cat([self.views(clip, record, views, crop) for record in part])
+
+        done = 0
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(load, part) for part in parts[:3]]
+            for i, part in enumerate(parts):
+                start = time.perf_counter()
+                keys, pixels = waiting.pop(0).result()
+                if i + 3 < len(parts):
+                    waiting.append(pool.submit(load, parts[i + 3]))
+                with torch.inference_mode():
+                    rows = clip.encode_image(pixels).float().cpu().numpy()
+                space.write(keys, rows, (time.perf_counter() - start) / len(keys))
+                done += len(part)
+                if self.progress:
+                    self.progress(done, len(missing))
+
+    def views(self, clip: CLIP, record: Record, views: int, crop: tuple[float, float]) -> Tensor:
+        """[1, 3, H, W] of the plain picture, or [views, 3, H, W], a function of its bytes alone."""
+        image = open_picture(record)
+        if not views:
+            return clip.preprocess(image)[None]
+        seed = int(self.digests[record.id][:16], 16)
+        return torch.stack(
+            [clip.preprocess.view(image, np.random.default_rng([seed, v]), crop) for v in range(views)]
+        )
+
+    def texts(self, clip: CLIP, texts: Sequence[str]) -> Tensor:
+        """Embeddings [len(texts), D], not normalised, on the model's device."""
+        space = self.space(clip, "text")
+        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in space.known}
+        if missing:
+            start = time.perf_counter()
+            rows = clip.encode_text(list(missing.values())).float().cpu().numpy()
+            space.write(list(missing), rows, (time.perf_counter() - start) / len(missing))
+        return torch.from_numpy(space.read(keys)).to(clip.device)
+
+    def pixels(
+        self,
+        clip: CLIP,
+        records: Records,
+        *,
+        rng: np.random.Generator | None = None,
+        crop: tuple[float, float] = CROP,
+    ) -> Tensor:
+        """[N, 3, H, W]; with a generator, a fresh augmented view of each."""
+        images = (open_picture(record) for record in records)
+        return torch.stack([clip.preprocess.view(i, rng, crop) if rng else clip.preprocess(i) for i in images])
+
+    def evict(self) -> None:
+        """Drop the least recently used spaces beyond the limit, never one in use here."""
+        with index(self.folder) as db:
+            spaces = db.execute("SELECT space, width, rows FROM spaces ORDER BY used").fetchall()
+        total = sum(4 * width * rows for _, width, rows in spaces)
+        for name, width, rows in spaces:
+            if total <= self.limit:
+                break
+            if name not in self.spaces:
+                drop(self.folder, name)
+                total -= 4 * width * rows
+
+
+def drop(folder: Path, space: str) -> None:
+    with index(folder) as db:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("DELETE FROM rows WHERE space = ?", (space,))
+        db.execute("DELETE FROM spaces WHERE space = ?", (space,))
+        db.execute("COMMIT")
+    (folder / f"{space}.f32").unlink(missing_ok=True)
