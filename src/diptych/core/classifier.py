@@ -1,12 +1,12 @@
 """What an adapter gives back: data that predicts, saves to one file, and needs only `core` to be used."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -128,8 +128,7 @@ class Classifier:
             raise DiptychError(f"{path} has format {about.get('format')}; this diptych reads {FORMAT}")
         try:
             part = {
-                p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
-                for p in ("edits.", "head.")
+                p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in ("edits.", "head.")
             }
             recipe = about["recipe"]
             return cls(
@@ -155,16 +154,17 @@ class Classifier:
 
 
 def temperature_of(logits: Tensor, labels: Tensor) -> float:
-    """The temperature with the least negative log-likelihood (Guo et al. 2017), to 1%, in 0.001..1000 times the spread."""
-    spread = float(logits.float().std(dim=-1).mean().clamp_min(1e-6))
-    low, high = torch.tensor(1e-3 * spread).log(), torch.tensor(1e3 * spread).log()
-    for _ in range(3):  # a coarse grid, then two finer ones around the best
-        grid = torch.linspace(float(low), float(high), 41).exp()
-        scaled = logits.float()[None] / grid[:, None, None]  # [41, N, C]
-        loss = torch.stack([F.cross_entropy(s, labels) for s in scaled])
-        best = int(loss.argmin())
-        low, high = grid[max(best - 1, 0)].log(), grid[min(best + 1, 40)].log()
-    return float(grid[best])
+    """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599), to about 1%."""
+    logits = logits.float()
+    spread = float(logits.std(dim=-1).mean().clamp_min(1e-6))
+    low, high = math.log(1e-3 * spread), math.log(1e3 * spread)
+    best = low
+    for _ in range(3):  # a coarse grid, then two finer ones around its best
+        step = (high - low) / 40
+        tried = [low + step * i for i in range(41)]
+        best = min(tried, key=lambda t: float(F.cross_entropy(logits / math.exp(t), labels)))
+        low, high = best - step, best + step
+    return math.exp(best)
 
 
 def threshold_of(probabilities: Tensor, labels: Tensor, keep: float = 0.95) -> float | None:

@@ -80,5 +80,5 @@ class Preprocess:
 
     def tensor(self, image: Image.Image) -> Tensor:
         array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-        array = (array - np.float32(self.mean)) / np.float32(self.std)
+        array = (array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))

@@ -55,14 +55,10 @@ def index(folder: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.DatabaseError as error:
         if "malformed" in str(error) or "not a database" in str(error):
             shutil.rmtree(folder, ignore_errors=True)
-            raise DiptychError(
-                f"the feature cache at {folder} was damaged and is now empty; start again"
-            ) from error
+            raise DiptychError(f"the feature cache at {folder} was damaged and is now empty; start again") from error
         raise DiptychError(f"cannot use the feature cache at {folder}: {error}; set DIPTYCH_CACHE") from error
     except OSError as error:
-        raise DiptychError(
-            f"cannot use the feature cache at {folder}: {error.strerror}; set DIPTYCH_CACHE"
-        ) from error
+        raise DiptychError(f"cannot use the feature cache at {folder}: {error.strerror}; set DIPTYCH_CACHE") from error
 
 
 class Space:
@@ -189,9 +185,7 @@ class FeatureStore:
         if not views:
             return clip.preprocess(image)[None]
         seed = int(self.digests[record.id][:16], 16)
-        return torch.stack(
-            [clip.preprocess.view(image, np.random.default_rng([seed, v]), crop) for v in range(views)]
-        )
+        return torch.stack([clip.preprocess.view(image, np.random.default_rng([seed, v]), crop) for v in range(views)])
 
     def texts(self, clip: CLIP, texts: Sequence[str]) -> Tensor:
         """Embeddings [len(texts), D], not normalised, on the model's device."""
