@@ -1,0 +1,99 @@
+"""What a report is made of. Plain data; nothing here knows a method, HTML or a terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    title: str = ""  # "" goes on under the title before
+    note: str = ""  # a line of small print underneath
+    folded: bool = False  # closed until the reader opens it
+
+
+@dataclass(frozen=True)
+class Text(_Section):
+    """Paragraphs; `**words**` are strong."""
+
+    body: str | Sequence[str]
+    style: Literal["plain", "lead", "list", "warning"] = "plain"
+
+
+@dataclass(frozen=True)
+class Facts(_Section):
+    """A strip of large figures: (label, value, small print)."""
+
+    items: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """The head of a column. A narrow terminal drops those with the largest `drop` first, and never 0."""
+
+    name: str
+    help: str = ""
+    number: bool = True  # set right
+    drop: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    value: float | None = None  # what it sorts by, where the text does not say
+    mark: Literal["", "best", "muted"] = ""
+
+
+@dataclass(frozen=True)
+class Table(_Section):
+    """Rows of as many cells as columns; `chosen` is the row to point at."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell | str]]
+    chosen: int | None = None
+
+
+@dataclass(frozen=True)
+class Plot(_Section):
+    """A matplotlib figure (see `report.plots`) and the words for who cannot see it.
+
+    `kind` "png" is for figures of very many marks. Plots next to each other share a line unless `wide`.
+    """
+
+    figure: "Figure"
+    alt: str
+    kind: Literal["svg", "png"] = "svg"
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One thumbnail (JPEG or PNG bytes; None where it could not be read) and what was said of it."""
+
+    image: bytes | None
+    caption: str
+    truth: str = ""
+    guess: str = ""
+    score: float | None = None  # 0..1
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery(_Section):
+    items: Sequence[Picture]
+
+
+Section: TypeAlias = Text | Facts | Table | Plot | Gallery
+
+
+@dataclass(frozen=True)
+class Report:
+    """`provenance` is shown last, folded: any nesting of mappings, lists and plain values."""
+
+    title: str
+    sections: Sequence[Section]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    subtitle: str = ""
