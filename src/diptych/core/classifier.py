@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
 from diptych.core.edits import Edits, pack, unpack
-from diptych.core.files import atomic
 from diptych.core.heads import Head, unpack_head
 from diptych.core.text import TextRecipe, class_rows
 from diptych.errors import DiptychError, Unsupported
+from diptych.files import atomic
 
 FORMAT = 1
 

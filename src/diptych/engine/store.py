@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +231,29 @@ def drop(folder: Path, space: str) -> None:
         db.execute("DELETE FROM spaces WHERE space = ?", (space,))
         db.execute("COMMIT")
     (folder / f"{space}.f32").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One space of the cache: a model's pictures, views or texts."""
+
+    model: str
+    rows: int
+    bytes: int
+    used: float  # seconds since 1970
+
+
+def cache_info() -> list[Cached]:
+    """What the feature cache holds, the most recently used first."""
+    if not feature_folder().exists():
+        return []
+    with index(feature_folder()) as db:
+        found = db.execute("SELECT model, rows, 4 * width * rows, used FROM spaces ORDER BY used DESC").fetchall()
+    return [Cached(*row) for row in found]
+
+
+def cache_clear() -> int:
+    """Remove every cached feature; -> the bytes freed."""
+    freed = sum(entry.bytes for entry in cache_info())
+    shutil.rmtree(feature_folder(), ignore_errors=True)
+    return freed

@@ -1,9 +1,10 @@
 """Finding systems: a file in a family's folder is a system, its name is the system's name."""
 
 import importlib
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diptych.errors import DiptychError, nearest
 
@@ -34,3 +35,42 @@ def find(family: str, name: str) -> "type[Adapter]":
     if len(declared) != 1:
         raise DiptychError(f"{module.__file__} must declare exactly one Adapter, it declares {len(declared)}")
     return declared[0]
+
+
+@dataclass(frozen=True)
+class System:
+    """What a system's file declares, for tables and docs."""
+
+    name: str
+    family: str
+    summary: str  # the docstring's first line
+    needs: str
+    trains: str
+    cost: str
+    names_new_classes: bool
+    settings: dict[str, Any]  # field -> published default; a tuple is a grid
+
+
+def describe(family: str = "adapt") -> list[System]:
+    """Every system of a family, from its file's own declarations."""
+    return [describe_one(family, name) for name in systems(family)]
+
+
+def describe_one(family: str, name: str) -> System:
+    adapter = find(family, name)
+    about = importlib.import_module(adapter.__module__).__doc__ or ""
+    needs = adapter.needs
+    words = [f"{needs.shots}+ shots a class" if needs.labels else "no labels"]
+    words += [f"transformer {' and '.join(needs.transformers)} towers"] if needs.transformers else []
+    words += ["unlabelled pictures"] if needs.pool else []
+    words += [needs.package[0]] if needs.package else []
+    return System(
+        name=name,
+        family=family,
+        summary=about.strip().partition("\n")[0],
+        needs=", ".join(words),
+        trains=", ".join(adapter.trains) or "nothing",
+        cost=adapter.cost,
+        names_new_classes=adapter.names_new_classes,
+        settings=asdict(adapter.Config()),
+    )

@@ -1,0 +1,58 @@
+"""diptych: which CLIP method is best for my pictures? Adapt, compare, use the winner.
+
+    import diptych
+    clip = diptych.load("mini")
+    task = diptych.task("./photos", shots=16)
+    best = diptych.compare(clip, task)
+    best.predict("photo.jpg")
+
+Every verb of the command line is a function here. Importing this imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+VERBS = {
+    "load": ("diptych.core.load", "load"),
+    "save": ("diptych.core.save", "save"),
+    "task": ("diptych.data.task", "make_task"),
+    "compare": ("diptych.compare.run", "compare"),
+    "predict": ("diptych.compare.predict", "predict"),
+    "export": ("diptych.core.export", "export"),
+    "systems": ("diptych.methods.discover", "describe"),
+    "doctor": ("diptych.doctor", "doctor"),
+    "cache_info": ("diptych.engine.store", "cache_info"),
+    "cache_clear": ("diptych.engine.store", "cache_clear"),
+    "CLIP": ("diptych.core.clip", "CLIP"),
+    "Classifier": ("diptych.core.classifier", "Classifier"),
+    "DiptychError": ("diptych.errors", "DiptychError"),
+}
+__all__ = ["__version__", *VERBS]
+
+if TYPE_CHECKING:
+    from diptych.compare.predict import predict as predict
+    from diptych.compare.run import compare as compare
+    from diptych.core.classifier import Classifier as Classifier
+    from diptych.core.clip import CLIP as CLIP
+    from diptych.core.export import export as export
+    from diptych.core.load import load as load
+    from diptych.core.save import save as save
+    from diptych.data.task import make_task as task
+    from diptych.doctor import doctor as doctor
+    from diptych.engine.store import cache_clear as cache_clear
+    from diptych.engine.store import cache_info as cache_info
+    from diptych.errors import DiptychError as DiptychError
+    from diptych.methods.discover import describe as systems
+
+
+def __getattr__(name: str) -> Any:
+    if name not in VERBS:
+        raise AttributeError(f"diptych has no {name}")
+    module, attribute = VERBS[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

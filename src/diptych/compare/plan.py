@@ -1,0 +1,188 @@
+"""What a comparison will run, in which order, and how long that will take."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from diptych.core.clip import CLIP
+from diptych.data.task import Task
+from diptych.engine.store import FeatureStore
+from diptych.errors import DiptychError
+from diptych.methods.adapt.parts.adapter import Adapter, Work, configure, grid
+from diptych.methods.discover import find, systems
+
+Shots = int | Literal["all"]
+SHOTS: tuple[int, ...] = (1, 4, 16)
+BACKWARD = 2.0  # a pass forwards and backwards costs about so many forwards more than a forward alone
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row to be: a system, the shots, the seed; seconds: the forecast of its fit and prediction."""
+
+    adapter: Adapter
+    shots: Shots
+    seed: int
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.adapter.system()}-{self.shots}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds: a picture decoded and through the image tower, a text token through the text tower."""
+
+    image: float
+    token: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """cells in the order of running; encode_seconds: for pictures not in the cache; left_out: systems by reason."""
+
+    cells: tuple[Cell, ...]
+    encode_seconds: float
+    left_out: tuple[tuple[str, float], ...]  # (system, seconds it would take): only run when asked for
+
+    @property
+    def seconds(self) -> float:
+        return self.encode_seconds + sum(cell.seconds for cell in self.cells)
+
+
+def choose_systems(methods: Sequence[str] | None, settings: dict[str, str]) -> list[Adapter]:
+    """The adapters to run. None: those that work on features; "all": every one.
+
+    settings: "system.field" -> value. Raises DiptychError for unknown systems or fields, and for settings of a
+    system that does not run.
+    """
+    every = systems("adapt")
+    by_system: dict[str, dict[str, str]] = {}
+    for key, value in settings.items():
+        system, dot, name = key.partition(".")
+        if not dot or not name:
+            raise DiptychError(f'--set takes system.field=value, such as gda.alpha=1; "{key}" has no field')
+        find("adapt", system)
+        by_system.setdefault(system, {})[name] = value
+    if methods is None:
+        chosen = [name for name in every if find("adapt", name).cost == "features" or name in by_system]
+    elif list(methods) == ["all"]:
+        chosen = every
+    else:
+        chosen = list(dict.fromkeys(methods))
+    for name in by_system:
+        if name not in chosen:
+            raise DiptychError(
+                f"--set {name}.{next(iter(by_system[name]))} has no effect: {name} is not among --methods"
+            )
+    return [configure(find("adapt", name), by_system.get(name, {})) for name in chosen]
+
+
+def choose_shots(task: Task, shots: Sequence[Shots] | None) -> tuple[Shots, ...]:
+    """The shots to run: those asked for, else 1, 4 and 16 as far as the pool reaches, and all of a smaller pool."""
+    if shots is not None:
+        wrong = [s for s in shots if s != "all" and s < 1]
+        if wrong or not shots:
+            raise DiptychError(
+                f'--shots takes whole numbers from 1 and "all", such as 1,4,16; not {wrong or "nothing"}'
+            )
+        return tuple(dict.fromkeys(shots))
+    labels = task.labels(task.pool)
+    most = max(labels.count(c) for c in set(labels))
+    usual: tuple[Shots, ...] = tuple(s for s in SHOTS if s <= most)
+    return usual if most >= SHOTS[-1] or most in usual else (*usual, "all")
+
+
+def measure_speed(clip: CLIP, task: Task, store: FeatureStore) -> Speed:
+    """A few pictures and texts, timed; two seconds at most."""
+    sample = task.pool[list(range(min(8, len(task.pool))))]
+    texts = [f"a photo of a {name}, number {i}." for i in range(16) for name in task.names[:1]]
+    with torch.inference_mode():
+        clip.encode_image(store.pixels(clip, sample[:1]))
+        start = time.perf_counter()
+        clip.encode_image(store.pixels(clip, sample))
+        image = (time.perf_counter() - start) / len(sample)
+        clip.encode_text(texts[:1])
+        start = time.perf_counter()
+        clip.encode_text(texts)
+        token = (time.perf_counter() - start) / int(clip.tokenize(texts).mask.sum())
+    return Speed(image, token)
+
+
+def seconds_of(work: Work, speed: Speed) -> float:
+    images = (work.images + BACKWARD * work.images_backward) * speed.image
+    return work.seconds + images + (work.tokens + BACKWARD * work.tokens_backward) * speed.token
+
+
+def cell_seconds(cell: Cell, task: Task, speed: Speed) -> float:
+    """Forecast of one row: a fit for each fold and value of the grid, the last fit, the prediction."""
+    classes = len(task.classes)
+    per_class = len(task.pool) / classes
+    shots = per_class if cell.shots == "all" else min(cell.shots, per_class)
+    fits = 1.0
+    if cell.adapter.needs.labels and shots > 1:
+        folds = min(cell.adapter.folds, int(shots))
+        fits += folds * sum(1 for _ in grid(cell.adapter)) * (folds - 1) / folds
+    one = seconds_of(cell.adapter.work(classes, max(1, round(shots))), speed)
+    if cell.adapter.names_new_classes and (cell.seed == 0 or cell.adapter.cost == "features"):
+        fits += 0.5
+    judge = len(task.test) * speed.image if cell.adapter.cost == "both towers" else 0.0
+    return fits * one + judge + 0.1
+
+
+def make_plan(
+    clip: CLIP,
+    task: Task,
+    store: FeatureStore,
+    adapters: Sequence[Adapter],
+    shots: Sequence[Shots],
+    seeds: int,
+    speed: Speed,
+) -> Plan:
+    """Order the cells, quick systems first, and forecast."""
+    cells = [Cell(a, s, seed) for a in adapters for s in shots for seed in range(1 if s == "all" else seeds)]
+    cells = [replace(c, seconds=0.0 if refused(c, clip) else cell_seconds(c, task, speed)) for c in cells]
+    total = {a.system(): sum(c.seconds for c in cells if c.adapter is a) for a in adapters}
+    cells.sort(key=lambda c: (total[c.adapter.system()], c.adapter.system()))  # stable: shots, then seeds
+    pictures = len(store.missing(clip, task.test))
+    used = drawn(task, shots, seeds)
+    pictures += len(store.missing(clip, used))
+    for views, crop in wanted_views(clip, adapters):
+        if views:
+            pictures += views * len(store.missing(clip, used, views=views, crop=crop))
+    others = [find("adapt", name) for name in systems("adapt") if name not in total]
+    left_out = []
+    for other in others:
+        cell = Cell(other(), shots[0], 0)
+        if not refused(cell, clip):
+            each = [cell_seconds(Cell(cell.adapter, s, seed), task, speed) for s in shots for seed in range(seeds)]
+            left_out.append((other.system(), sum(each)))
+    return Plan(tuple(cells), pictures * speed.image, tuple(left_out))
+
+
+def refused(cell: Cell, clip: CLIP) -> bool:
+    return cell.adapter.refusal(clip) is not None
+
+
+def drawn(task: Task, shots: Sequence[Shots], seeds: int):
+    """All pictures that any cell will fit on, each once."""
+    seen = {}
+    for s in shots:
+        for seed in range(seeds):
+            for record in task.draw(None if s == "all" else s, seed):
+                seen[record.id] = record
+    return replace(task.pool, items=tuple(seen.values()))
+
+
+def wanted_views(clip: CLIP, adapters: Sequence[Adapter]) -> list[tuple[int, tuple[float, float]]]:
+    """The plain pictures, and for each crop the most augmented views that any of the adapters reads."""
+    most: dict[tuple[float, float], int] = {}
+    for adapter in adapters:
+        views, crop = adapter.views()
+        if views and adapter.refusal(clip) is None:
+            most[crop] = max(views, most.get(crop, 0))
+    return [(0, (1.0, 1.0)), *((views, crop) for crop, views in most.items())]
