@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from diptych.core.export import export as export
     from diptych.core.load import load as load
     from diptych.core.save import save as save
-    from diptych.data.task import make_task as task
+    from diptych.data.task import make_task as task  # noqa: F401
     from diptych.doctor import doctor as doctor
     from diptych.engine.store import cache_clear as cache_clear
     from diptych.engine.store import cache_info as cache_info
     from diptych.errors import DiptychError as DiptychError
-    from diptych.methods.discover import describe as systems
+    from diptych.methods.discover import describe as systems  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

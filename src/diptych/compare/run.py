@@ -44,7 +44,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` gives: the rows, the winner, and the folder with report.html, results.json and the winner's file."""
+    """What `compare` gives: the rows, the winner, and the folder with the report, the results and the winner's file."""
 
     summary: Summary
     winner: Classifier
