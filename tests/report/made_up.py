@@ -23,7 +23,8 @@ CLASSES = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
 STRANGE = [
     "<script>alert('x')</script>", "🐈 cat", "犬", "كلب", "$\\frac{1}{2}$", 'a "quoted" & <b>bold</b> name', "x" * 200,
     "tab\tand\nline", "C:\\fries/../etc", "\u202eright to left", "naïve café", "a_b", "A_b", "👩‍👩‍👧‍👦 family",
-    "\x00nul\x1b[31m", "half \udce9 surrogate", "**bold**", "[red]rich[/red]", "], {", "日本語のとても長いクラス名前です" * 4,
+    "\x00nul\x1b[31m", "half \udce9 surrogate", "**bold**", "[red]rich[/red]", "], {",
+    "日本語のとても長いクラス名前です" * 4,
 ]  # fmt: skip
 
 
@@ -31,10 +32,9 @@ def everyday(seed: int = 0) -> Summary:
     rng = np.random.default_rng(seed)
     truth = rng.permutation(np.arange(168) % 7)
     summary = _made(rng, truth, CLASSES, {m: f[0] for m, f in METHODS.items()}, (1, 4, 16))
-    rows = [*summary.rows, *(
-        {"method": "maple", "shots": s, "seed": i, "skipped": "deep prompts need a transformer; mini's image tower is an EfficientNet. Try --model ViT-B-16:openai"}
-        for s in (1, 4, 16) for i in range(3)
-    )]  # fmt: skip
+    why = "deep prompts need a transformer; mini's image tower is an EfficientNet. Try --model ViT-B-16:openai"
+    skipped = [{"method": "maple", "shots": s, "seed": i, "skipped": why} for s in (1, 4, 16) for i in range(3)]
+    rows = [*summary.rows, *skipped]
     return Summary(**{**vars_of(summary), "rows": rows})
 
 
@@ -47,7 +47,9 @@ def extreme(classes: int = 120, seed: int = 1) -> Summary:
     ids = [f"{names[t]}/<img src=x onerror=alert(1)> {i}.jpg" for i, t in enumerate(truth)]
     notes = {
         "set_aside": [(f"<i>broken</i>/{i}.jpg", "truncated after 12 & bytes") for i in range(300)],
-        "warnings": ["The names of 3 classes say nothing (class_3): zero-shot cannot work with them. <b>Use --names.</b>"],
+        "warnings": [
+            "The names of 3 classes say nothing (class_3): zero-shot cannot work with them. <b>Use --names.</b>"
+        ],
     }
     return Summary(**{**vars_of(summary), "test_ids": ids, **notes})
 
@@ -73,15 +75,28 @@ def _made(rng: np.random.Generator, truth: Any, names: list[str], accuracies: An
                 p = np.full((count, classes), ((1 - sure) / (classes - 1))[:, None])
                 p[np.arange(count), guess] = sure
                 probabilities[method, s, seed] = p.astype(np.float32)
-                shots_number = 30 if s == "all" else s
-                rows.append({
-                    "method": method, "config": {"shots": s, "alpha": 1.5}, "config_hash": "1a2b3c4d", "shots": s, "seed": seed,
-                    "accuracy": float(right.mean()), "macro_recall": float(right.mean()) - 0.01, "ece": 0.04 + 0.02 * rng.random(),
-                    "validation": None if s == 1 else a + 0.01 + rng.normal(0, 0.006), "encode_seconds": 9.4,
-                    "fit_seconds": fit * (1 + shots_number / 16), "ms_per_image": 21.0 + rng.random(), "peak_mb": 900 + 300 * (trainable > 0),
-                    "trainable": trainable, "new_class_before": 0.74 if new else None,
-                    "new_class_after": 0.74 - (0.09 if method == "coop" else 0) + (0.02 if method == "dclip" else 0) if new else None,
-                })  # fmt: skip
+                times = 3 if s == "all" else 1 + s / 16
+                after = 0.74 + {"coop": -0.09, "dclip": 0.02}.get(method, 0)
+                rows.append(
+                    {
+                        "method": method,
+                        "config": {"alpha": 1.5},
+                        "config_hash": "1a2b3c4d",
+                        "shots": s,
+                        "seed": seed,
+                        "accuracy": float(right.mean()),
+                        "macro_recall": float(right.mean()) - 0.01,
+                        "ece": 0.04 + 0.02 * rng.random(),
+                        "validation": None if s == 1 else a + 0.01 + rng.normal(0, 0.006),
+                        "encode_seconds": 9.4,
+                        "fit_seconds": fit * times,
+                        "ms_per_image": 21.0 + rng.random(),
+                        "peak_mb": 900 + 300 * (trainable > 0),
+                        "trainable": trainable,
+                        "new_class_before": 0.74 if new else None,
+                        "new_class_after": after if new else None,
+                    }
+                )
     return Summary(
         rows=rows,
         probabilities=probabilities,
@@ -89,18 +104,27 @@ def _made(rng: np.random.Generator, truth: Any, names: list[str], accuracies: An
         test_ids=[f"{names[t]}/{i:03}.jpg" for i, t in enumerate(truth)],
         class_names=names,
         winner=Winner(
-            "gda", shots[-1], "the best validation inside the shots, mean of 3 seeds", {"alpha": 1.5}, 252, "out/winner.safetensors"
+            method="gda",
+            shots=shots[-1],
+            chosen="best out-of-fold accuracy inside the shots, mean of 3 seeds",
+            config={"alpha": 1.5},
+            refit_on=420,
+            file="out/winner.safetensors",
         ),
         thumbnail=lambda i: thumbnail(int(truth[i]), i),
         set_aside=[("horse/empty.jpg", "the file is empty"), ("dog/half.jpg", "truncated")],
-        duplicates=[(("dog/1.jpg", "dog/1 copy.jpg"), "exact"), (("house/3.jpg", "house/4.jpg", "house/5.jpg"), "near")],
+        duplicates=[(("dog/1.jpg", "dog/1 copy.jpg"), "exact"), (("house/3.jpg", "house/4.jpg"), "near")],
         provenance={
-            "diptych": "0.1.0", "command": "diptych compare ./photos --shots 1,4,16", "versions": {"python": "3.11.7", "torch": "2.6.0"},
-            "git": {"commit": "07f8735", "dirty": False}, "data": {"hash": "3f9a", "pictures": 420}, "seeds": [0, 1, 2], "note": None,
+            "diptych": "0.1.0",
+            "command": "diptych compare ./photos --shots 1,4,16",
+            "versions": {"python": "3.11.7", "torch": "2.6.0"},
+            "git": {"commit": "07f8735", "dirty": False},
+            "seeds": [0, 1, 2],
+            "note": None,
         },
         estimated_seconds=160.0,
         seconds=143.0,
-    )  # fmt: skip
+    )
 
 
 def thumbnail(label: int, index: int) -> bytes:

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from diptych.compare.stats import class_recall, confusion, reliability
-from diptych.compare.summary import REFERENCE, Summary, results_json, shots_words, write_json
+from diptych.compare.summary import REFERENCE, Standing, Summary, Winner, results_json, shots_words, write_json
 from diptych.compare.table import (
     comparison_table,
     count_words,
-    difference_words,
     footnotes,
     joined,
     percent,
@@ -38,7 +37,9 @@ def comparison_report(summary: Summary) -> Report:
     parts = (_verdict, _table, _curves, _lost, _confusion, _calibration, _mistakes, _classes, _data)
     sections = [section for part in parts for section in part(summary)]
     many, classes = len(summary.truth), len(summary.class_names)
-    subtitle = f"{len(summary.methods)} methods · {classes:,} classes · {many:,} test pictures that no method was fitted on"
+    subtitle = (
+        f"{len(summary.methods)} methods · {classes:,} classes · {many:,} test pictures that no method was fitted on"
+    )
     return Report(summary.title, sections, summary.provenance, subtitle)
 
 
@@ -49,7 +50,11 @@ def _verdict(summary: Summary) -> list[Section]:
         accuracy, versus, fit = won.accuracy, won.versus_zero_shot, won.fit_seconds
         interval = f"95% interval {percent(accuracy.low)} to {percent(accuracy.high)}" if accuracy else ""
         facts = [
-            ("Winner", won.method, f"at {shots_words(won.shots)} a class"),
+            (
+                "Winner",
+                won.method,
+                "with all labelled pictures" if won.shots == "all" else f"at {shots_words(won.shots)} a class",
+            ),
             ("Test accuracy", f"{percent(won.accuracy_mean)}%", interval),
         ]
         if versus:
@@ -60,7 +65,7 @@ def _verdict(summary: Summary) -> list[Section]:
         if fit is not None:
             trained = "" if won.trainable is None else f"{count_words(won.trainable)} parameters"
             facts.append(("Time to fit", seconds_words(fit), trained))
-        sections += [Facts(facts, title="Verdict"), Text(_sentences(summary), style="lead")]
+        sections += [Facts(facts, title="Verdict"), Text(_sentences(summary, winner, won), style="lead")]
     else:
         sections.append(Text("No method finished, so there is no winner.", title="Verdict"))
     if summary.warnings:
@@ -68,20 +73,19 @@ def _verdict(summary: Summary) -> list[Section]:
     return sections
 
 
-def _sentences(summary: Summary) -> list[str]:
-    winner, won = summary.winner, summary.winning
-    assert winner and won
+def _sentences(summary: Summary, winner: Winner, won: Standing) -> list[str]:
     validation = "" if won.validation is None else f" ({percent(won.validation)}%)"
     out = [
-        f"**{won.method}** was chosen by {winner.chosen}{validation}. On {len(summary.truth):,} pictures that it had "
+        f"**{won.method}** is the winner: {winner.chosen}{validation}. On {len(summary.truth):,} pictures that it had "
         f"never met it is right on **{percent(won.accuracy_mean)}%**."
     ]
     if versus := won.versus_zero_shot:
-        gap = f"{abs(versus.mean) * 100:.1f} points (95% interval {_span(versus)})"
-        if not versus.distinguishable:
-            out.append(f"Against zero-shot it cannot be told from chance: a difference of {_signed(versus.mean)} points (95% interval {_span(versus)}).")
+        points = f"{abs(versus.mean) * 100:.1f} points (95% interval {_span(versus)})"
+        word = "better" if versus.mean > 0 else "worse"
+        if versus.distinguishable:
+            out.append(f"That is **{word} than zero-shot** by {points}.")
         else:
-            out.append(f"That is **{'better' if versus.mean > 0 else 'worse'} than zero-shot** by {gap}.")
+            out.append(f"It **cannot be told apart from zero-shot** with this many pictures: {word} by {points}.")
     if second := summary.runner_up:
         apart = summary.difference(won.key, second.key)
         name = f"The runner-up, **{second.method}** ({percent(second.accuracy_mean)}%)"
@@ -99,7 +103,7 @@ def _sentences(summary: Summary) -> list[str]:
         )
     out.append(
         f"The saved winner{f' ({Path(winner.file).name})' if winner.file else ''} was then fitted again on all "
-        f"{winner.refit_on:,} labelled pictures; the figures here are from before that."
+        f"{winner.refit_on:,} labelled pictures, those of the test too; the figures here are from before that."
     )
     return out
 
@@ -114,7 +118,11 @@ def _table(summary: Summary) -> list[Section]:
     names = [name for name in _ROW if any(name in row for row in summary.rows)]
     columns = [Column(name, number=name not in ("method", "config", "skipped")) for name in names]
     rows = [[_raw(row.get(name)) for name in names] for row in summary.rows]
-    sections.append(Table(columns, rows, folded=True, note="One row a method, shots and seed, as in results.json."))
+    sections.append(
+        Table(
+            columns, rows, fold=f"All {len(rows):,} rows", note="One row a method, shots and seed, as in results.json."
+        )
+    )
     return sections
 
 
@@ -154,7 +162,8 @@ def _curves(summary: Summary) -> list[Section]:
             figure,
             f"Test accuracy against shots. {words}.",
             title="Accuracy against shots and cost",
-            note="Whiskers are 95% intervals. Intervals of two methods may overlap although their paired difference is clear.",
+            note="Whiskers are 95% intervals. Those of two methods may overlap although their paired difference is "
+            "clear: see the column against zero-shot.",
         )
     ]
     costs = {
@@ -164,16 +173,14 @@ def _curves(summary: Summary) -> list[Section]:
     }
     if costs:
         words = "; ".join(f"{name}: {percent(p.y)}% for {seconds_words(p.x)}" for name, p in costs.items())
-        figure = scatter(
-            costs, "time to encode and fit (logarithmic)", "test accuracy (%)", look, seconds=True
-        )
+        figure = scatter(costs, "time to encode and fit (logarithmic)", "test accuracy (%)", look, seconds=True)
         note = "Each method at its largest shots. Up and to the left is better."
         sections.append(Plot(figure, f"Test accuracy against time. {words}.", note=note))
     return sections
 
 
-def _band(x: float, standing: "object") -> Band:
-    accuracy, mean = standing.accuracy, standing.accuracy_mean  # type: ignore[attr-defined]
+def _band(x: float, standing: Standing) -> Band:
+    accuracy, mean = standing.accuracy, standing.accuracy_mean
     return Band(x, mean, accuracy.low, accuracy.high) if accuracy else Band(x, mean, mean, mean)
 
 
@@ -190,17 +197,15 @@ def _lost(summary: Summary) -> list[Section]:
     note = "Accuracy on classes that were held out of the fit and then named: zero-shot, and after the fit."
     if cannot:
         note += f" {joined(cannot)} cannot name a new class."
-    figure = changes(
-        pairs, "accuracy on classes held out of the fit (%)", ("before", "after"), looks(summary.methods)
-    )
+    figure = changes(pairs, "accuracy on classes held out of the fit (%)", ("before", "after"), looks(summary.methods))
     return [Plot(figure, f"Accuracy on new classes. {words}.", title="What was lost", note=note)]
 
 
 def _confusion(summary: Summary) -> list[Section]:
     if not (cells := summary.of_winner()):
         return []
-    names, total = summary.class_names, sum(confusion(p, summary.truth) for p in cells)
-    assert summary.winner and isinstance(total, np.ndarray)
+    assert summary.winner
+    names, total = summary.class_names, np.sum([confusion(p, summary.truth) for p in cells], axis=0)
     share = total / np.maximum(total.sum(axis=1, keepdims=True), 1)
     wrong = total - np.diag(np.diag(total))
     order = np.argsort(-wrong, axis=None, kind="stable")[:15]
@@ -208,9 +213,7 @@ def _confusion(summary: Summary) -> list[Section]:
     most = "; ".join(f"{names[i]} taken for {names[j]} {share[i, j]:.0%}" for i, j in pairs[:5])
     seeds = f", {len(cells)} seeds together" if len(cells) > 1 else ""
     figure = matrix(share, names, "taken for", "truth", "share of the class (%)")
-    rows = [
-        [names[i], names[j], Cell(f"{share[i, j]:.0%}", float(share[i, j])), f"{wrong[i, j]}"] for i, j in pairs
-    ]
+    rows = [[names[i], names[j], Cell(f"{share[i, j]:.0%}", float(share[i, j])), f"{wrong[i, j]}"] for i, j in pairs]
     columns = [
         Column("truth", number=False),
         Column("taken for", number=False),
@@ -226,7 +229,7 @@ def _confusion(summary: Summary) -> list[Section]:
         )
     ]
     if rows:
-        sections.append(Table(columns, rows))
+        sections.append(Table(columns, rows, half=True))
     return sections
 
 
@@ -247,7 +250,14 @@ def _calibration(summary: Summary) -> list[Section]:
         error = f"calibration error {percent(bins.ece)}%"
         sections.append(
             Plot(
-                reliability_plot(*bins, title=f"{key[0]}: {error}", colour=looks(summary.methods)[key[0]].colour),
+                reliability_plot(
+                    bins.edges,
+                    bins.count,
+                    bins.confidence,
+                    bins.accuracy,
+                    title=f"{key[0]}: {error}",
+                    colour=looks(summary.methods)[key[0]].colour,
+                ),
                 f"Reliability of {key[0]}, {error}. {words}.",
                 title="" if sections else "How far its probabilities can be trusted",
                 note="" if sections else "Below the dashed line it is surer than right, above it too modest.",
@@ -264,14 +274,14 @@ def _mistakes(summary: Summary) -> list[Section]:
     wrong = guesses != summary.truth
     sure = np.where(wrong, stack, -1.0)
     worst = sure.argmax(axis=0)  # the seed that was wrong the most surely
-    order = np.argsort(-sure.max(axis=0), kind="stable")[:MISTAKES]
+    order = [int(n) for n in np.argsort(-sure.max(axis=0), kind="stable")[:MISTAKES]]
     names = summary.class_names
     items = [
         Picture(
-            _thumbnail(summary, int(n)),
+            _thumbnail(summary, n),
             summary.test_ids[n],
-            truth=names[summary.truth[n]],
-            guess=names[guesses[worst[n], n]],
+            truth=names[int(summary.truth[n])],
+            guess=names[int(guesses[worst[n], n])],
             score=float(sure[worst[n], n]),
             note=f"wrong with {wrong[:, n].sum()} of {len(cells)} seeds" if len(cells) > 1 else "",
         )
@@ -280,8 +290,11 @@ def _mistakes(summary: Summary) -> list[Section]:
     ]
     if not items:
         return [Text("The winner is right on every test picture.", title="Worst mistakes")]
-    note = f"The {len(items)} surest wrong answers of the winner, out of {int(wrong.any(axis=0).sum())} pictures it got wrong."
-    return [Gallery(items, title="Worst mistakes", note=note + " A wrong label in your data shows up here too.")]
+    note = (
+        f"The {len(items)} surest wrong answers of the winner, of {int(wrong.any(axis=0).sum()):,} pictures that it got "
+        "wrong. A wrong label in the data shows up here too."
+    )
+    return [Gallery(items, title="Worst mistakes", note=note)]
 
 
 def _thumbnail(summary: Summary, index: int) -> bytes | None:
@@ -298,10 +311,10 @@ def _classes(summary: Summary) -> list[Section]:
         return []
     assert summary.winner
     names, totals = summary.class_names, np.bincount(summary.truth, minlength=len(summary.class_names))
-    recall = class_recall(np.asarray(sum(confusion(p, summary.truth) for p in cells)))
+    recall = class_recall(np.sum([confusion(p, summary.truth) for p in cells], axis=0))
     zero = summary.of_winner(summary.reference(summary.winner.shots))
-    zero_recall = class_recall(np.asarray(sum(confusion(p, summary.truth) for p in zero))) if zero else None
-    order = sorted(np.flatnonzero(totals), key=lambda i: (recall[i], i))
+    zero_recall = class_recall(np.sum([confusion(p, summary.truth) for p in zero], axis=0)) if zero else None
+    order = sorted((int(i) for i in np.flatnonzero(totals)), key=lambda i: (recall[i], i))
     shown = order[:BARS]
     title = "Recall of each class"
     note = f"The {BARS} classes found the least; the table has all." if len(order) > BARS else ""
@@ -320,32 +333,42 @@ def _classes(summary: Summary) -> list[Section]:
         rows.append(row + [Cell("–", None, "muted") if np.isnan(v) else Cell(percent(v), float(v)) for v in figures])
     return [
         Plot(figure, f"Recall of each class. {words}.", title=title, note=note),
-        Table(columns, rows, folded=True),
+        Table(columns, rows, half=True),
     ]
 
 
 def _data(summary: Summary) -> list[Section]:
     counts = np.bincount(summary.truth, minlength=len(summary.class_names))
-    empty = [summary.class_names[i] for i in np.flatnonzero(counts == 0)]
-    lines = [f"{len(summary.truth):,} test pictures in {len(summary.class_names):,} classes, {counts.min()} to {counts.max()} a class."]
+    empty = [summary.class_names[int(i)] for i in np.flatnonzero(counts == 0)]
+    few, most = counts.min(), counts.max()
+    each = f"{few:,}" if few == most else f"{few:,} to {most:,}"
+    lines = [f"{len(summary.truth):,} test pictures in {len(summary.class_names):,} classes, {each} a class."]
     if empty:
-        lines.append(f"No test picture: {joined(empty[:10])}{f' and {len(empty) - 10} more' if len(empty) > 10 else ''}.")
-    lines.append(f"{len(summary.set_aside):,} pictures could not be used and were set aside.")
+        lines.append(
+            f"No test picture: {joined(empty[:10])}{f' and {len(empty) - 10} more' if len(empty) > 10 else ''}."
+        )
+    lines.append(f"{_many(len(summary.set_aside), 'file')} could not be used and set aside.")
     exact = sum(kind == "exact" for _, kind in summary.duplicates)
-    near = len(summary.duplicates) - exact
-    lines.append(f"{exact:,} groups of equal and {near:,} of nearly equal pictures; each was kept on one side of the split.")
+    groups = f"{_many(exact, 'group')} of equal and {len(summary.duplicates) - exact:,} of nearly equal pictures"
+    lines.append(f"{groups}; each was kept on one side of the split.")
     if summary.estimated_seconds is not None and summary.seconds is not None:
-        lines.append(f"Expected to take {seconds_words(summary.estimated_seconds)}, took {seconds_words(summary.seconds)}.")
+        lines.append(
+            f"Expected to take {seconds_words(summary.estimated_seconds)}, took {seconds_words(summary.seconds)}."
+        )
     sections: list[Section] = [Text(lines, style="list", title="The pictures")]
-    if summary.set_aside:
+    if many := len(summary.set_aside):
         rows = [[name, reason] for name, reason in summary.set_aside[:LISTED]]
         columns = [Column("set aside", number=False), Column("reason", number=False)]
-        sections.append(Table(columns, rows, folded=True, note=_more(len(summary.set_aside))))
-    if summary.duplicates:
+        sections.append(Table(columns, rows, fold="What was set aside", note=_more(many)))
+    if many := len(summary.duplicates):
         rows = [[" = ".join(ids), kind] for ids, kind in summary.duplicates[:LISTED]]
         columns = [Column("duplicates", number=False), Column("kind", number=False)]
-        sections.append(Table(columns, rows, folded=True, note=_more(len(summary.duplicates))))
+        sections.append(Table(columns, rows, fold="The duplicates", note=_more(many)))
     return sections
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 def _more(count: int) -> str:

@@ -55,7 +55,8 @@ def macro_recall(probabilities: ArrayLike, truth: ArrayLike) -> float:
     return float(np.nanmean(class_recall(confusion(probabilities, truth))))
 
 
-class Reliability(NamedTuple):
+@dataclass(frozen=True)
+class Reliability:
     """What a reliability diagram draws: per bin of top probability, [bins]; NaN means where `count` is 0."""
 
     edges: NDArray[np.float64]  # [bins + 1]
@@ -183,5 +184,5 @@ def _seed_counts(rng: np.random.Generator, rounds: int, seeds: int) -> NDArray[n
 
 
 def _interval(mean: float, draws: NDArray[np.float64]) -> Interval:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
+    low, high = np.nanquantile(draws, 0.025), np.nanquantile(draws, 0.975)
     return Interval(mean, float(low), float(high))

@@ -121,7 +121,7 @@ class Summary:
     def bootstrap(self) -> Bootstrap:
         """Over all (method, shots) together: any two may be subtracted."""
         rights: dict[Key, NDArray[np.float32]] = {}
-        seeds = sorted({seed for *_, seed in self.probabilities})
+        seeds = sorted({row["seed"] for rows in self.finished.values() for row in rows})
         for key, rows in self.finished.items():
             own = [row["seed"] for row in rows if (*key, row["seed"]) in self.probabilities]
             right = {s: correct(self.probabilities[(*key, s)], self.truth) for s in own}
@@ -135,9 +135,7 @@ class Summary:
     @cached_property
     def standings(self) -> dict[Key, Standing]:
         means = {key: _mean(rows, "accuracy") for key, rows in self.finished.items()}
-        best = {
-            shots: max((k for k in means if k[1] == shots), key=lambda k: means[k] or 0.0) for shots in self.shots
-        }
+        best = {shots: max((k for k in means if k[1] == shots), key=lambda k: means[k] or 0.0) for shots in self.shots}
         return {key: self._standing(key, rows, best[key[1]]) for key, rows in self.finished.items()}
 
     def _standing(self, key: Key, rows: Sequence[Mapping[str, Any]], best: Key) -> Standing:
@@ -206,7 +204,7 @@ class Summary:
         """The winner's (or another's) probabilities on the test pictures, one array a seed."""
         if key is None:
             key = (self.winner.method, self.winner.shots) if self.winner else ("", 0)
-        cells = ((*key, row["seed"]) for row in self.finished.get(key, []))
+        cells = ((key[0], key[1], row["seed"]) for row in self.finished.get(key, []))
         return [np.asarray(self.probabilities[cell]) for cell in cells if cell in self.probabilities]
 
 

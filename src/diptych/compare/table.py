@@ -35,7 +35,9 @@ def comparison_table(summary: Summary, full: bool = False) -> Table:
     ]
     best = max((s.accuracy_mean for s in summary.largest if s.shots == last), default=-1.0)
     rows = [_row(summary, s, before, last, best, full) for s in summary.largest]
-    chosen = next((i for i, s in enumerate(summary.largest) if summary.winner and s.method == summary.winner.method), None)
+    chosen = next(
+        (i for i, s in enumerate(summary.largest) if summary.winner and s.method == summary.winner.method), None
+    )
     return Table(columns=columns, rows=rows, chosen=chosen)
 
 
@@ -49,7 +51,9 @@ def _row(
     earlier = []
     for shots in before:
         standing = summary.standings.get((s.method, shots))
-        earlier.append(_cell(percent(standing.accuracy_mean if standing else None), standing and standing.accuracy_mean))
+        earlier.append(
+            _cell(percent(standing.accuracy_mean if standing else None), standing and standing.accuracy_mean)
+        )
     new = ""
     if s.new_class_before is not None and s.new_class_after is not None:
         new = f"{percent(s.new_class_before)} → {percent(s.new_class_after)}"
@@ -81,8 +85,8 @@ def footnotes(summary: Summary) -> list[str]:
     if summary.winner and (won := summary.winning):
         by = f" ({percent(won.validation)}%)" if won.validation is not None else ""
         notes.append(
-            f"{STAR} {won.method} is the winner by {summary.winner.chosen}{by}, never by the test column; "
-            f"the saved one is fitted again on all {summary.winner.refit_on:,} labelled pictures."
+            f"{STAR} {won.method} is the winner: {summary.winner.chosen}{by}. The test column had no part in it. "
+            f"The saved one is fitted again on all {summary.winner.refit_on:,} labelled pictures."
         )
         if luckier := summary.luckier:
             gap = summary.difference(luckier.key, won.key)
@@ -105,8 +109,8 @@ def skipped_lines(summary: Summary) -> list[str]:
     return [f"{method}{f' ({at})' if at else ''}: {reason}" for method, at, reason in summary.skipped]
 
 
-def render_table(summary: Summary, width: int = 80) -> "RenderableType":
-    """The table, its footnotes and what was skipped, in at most `width` columns."""
+def render_table(summary: Summary, console: "Console") -> "RenderableType":
+    """The table, its footnotes and what was skipped, as wide as the console allows."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -114,7 +118,7 @@ def render_table(summary: Summary, width: int = 80) -> "RenderableType":
     from diptych.report.terminal import rich_table
     from diptych.report.words import clean
 
-    table, left_out = rich_table(comparison_table(summary), width)
+    table, left_out = rich_table(comparison_table(summary), console.width)
     notes = footnotes(summary)
     if left_out:
         notes.append(f"No room here for {joined(left_out)}; report.html has all.")
@@ -124,14 +128,6 @@ def render_table(summary: Summary, width: int = 80) -> "RenderableType":
         parts += [Text(""), Text("skipped", style="bold")]
         parts += [Padding(Text(clean(line)), (0, 0, 0, 2)) for line in lines]
     return Group(*parts)
-
-
-def print_table(summary: Summary, console: "Console | None" = None) -> None:
-    """Print the table at the terminal's width."""
-    from rich.console import Console
-
-    console = console or Console(highlight=False)
-    console.print(render_table(summary, console.width))
 
 
 def percent(value: float | None) -> str:

@@ -10,9 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+
 from diptych.report.files import write_atomically
 from diptych.report.sections import Cell, Facts, Gallery, Picture, Plot, Report, Section, Table, Text
-from diptych.report.words import clean
+from diptych.report.words import clean, shorten
+
+WORD = 60  # columns of a word of a table or of a name under a picture; the whole is in its title
 
 # Click on a column's head to sort; without JavaScript the table is as useful, only not sortable.
 SCRIPT = """
@@ -85,6 +89,17 @@ def _strong(value: str) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", _text(value))
 
 
+def _breakable(value: str) -> str:
+    """Words too long for a narrow column may break; what is copied from the page stays the same."""
+    words = re.split(r"(\S{30,})", clean(value))
+    return "".join(
+        "<wbr>".join(escape(word[at : at + 15], quote=True) for at in range(0, len(word), 15))
+        if i % 2
+        else escape(word)
+        for i, word in enumerate(words)
+    )
+
+
 def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
 
@@ -103,9 +118,9 @@ def _chapter(chapter: list[Section]) -> str:
     title = chapter[0].title
     head = f'<section id="{_slug(title)}"><h2>{_text(title)}</h2>' if title else "<section>"
     parts = []
-    for side_by_side, group in groupby(chapter, key=lambda s: isinstance(s, Plot) and not s.wide):
-        inner = "".join(_section(s) for s in group)
-        parts.append(f'<div class="plots">{inner}</div>' if side_by_side else inner)
+    for half, group in groupby(chapter, key=lambda s: s.half):
+        inner = [_section(s) for s in group]
+        parts += [f'<div class="halves">{"".join(f"<div>{part}</div>" for part in inner)}</div>'] if half else inner
     return head + "".join(parts) + "</section>"
 
 
@@ -123,10 +138,7 @@ def _section(section: Section) -> str:
             inner = '<ul class="gallery">' + "".join(_picture(p) for p in section.items) + "</ul>"
     if section.note and not isinstance(section, Plot):
         inner += f'<p class="note">{_strong(section.note)}</p>'
-    if section.folded:
-        what = f"{len(section.rows)} rows" if isinstance(section, Table) else "Show"
-        return f"<details><summary>{what}</summary>{inner}</details>"
-    return inner
+    return f"<details><summary>{_text(section.fold)}</summary>{inner}</details>" if section.fold else inner
 
 
 def _paragraphs(section: Text) -> str:
@@ -148,20 +160,22 @@ def _facts(section: Facts) -> str:
 def _table(table: Table) -> str:
     def head(column: Any) -> str:
         title = f' title="{_text(column.help)}"' if column.help else ""
-        return f'<th scope="col"{"" if column.number else " class=word"}{title}>{_text(column.name)}</th>'
+        name = "<br>".join(map(_text, column.name.split("\n")))
+        return f'<th scope="col"{"" if column.number else " class=word"}{title}>{name}</th>'
 
     def cell(i: int, value: Cell | str) -> str:
         value = value if isinstance(value, Cell) else Cell(value)
-        classes = " ".join(filter(None, ["" if table.columns[i].number else "word", value.mark]))
+        word = "" if table.columns[i].number else "word" if cell_len(value.text) <= 28 else "word long"
+        classes = " ".join(filter(None, [word, value.mark]))
         attributes = f' class="{classes}"' if classes else ""
         attributes += f' data-v="{value.value:.6g}"' if value.value is not None else ""
+        shown = " ".join(shorten(word, WORD) for word in value.text.split())
+        attributes += f' title="{_text(value.text)}"' if shown != clean(value.text) else ""
         tag = 'th scope="row"' if i == 0 else "td"
-        return f"<{tag}{attributes}>{_text(value.text)}</{tag[:2]}>"
+        return f"<{tag}{attributes}>{_breakable(shown)}</{tag[:2]}>"
 
     rows = "".join(
-        f"<tr{' class=chosen' if n == table.chosen else ''}>"
-        + "".join(cell(i, c) for i, c in enumerate(row))
-        + "</tr>"
+        f"<tr{' class=chosen' if n == table.chosen else ''}>" + "".join(cell(i, c) for i, c in enumerate(row)) + "</tr>"
         for n, row in enumerate(table.rows)
     )
     heads = "".join(map(head, table.columns))
@@ -181,7 +195,7 @@ def _plot(plot: Plot) -> str:
         uri = base64.b64encode(to_png(plot.figure)).decode()
         image = f'<img src="data:image/png;base64,{uri}" alt="{_text(plot.alt)}">'
     note = f"<figcaption>{_strong(plot.note)}</figcaption>" if plot.note else ""
-    return f'<figure class="plot{" wide" if plot.wide else ""}">{image}{note}</figure>'
+    return f"<figure>{image}{note}</figure>"
 
 
 def _picture(picture: Picture) -> str:
@@ -192,13 +206,17 @@ def _picture(picture: Picture) -> str:
         image = f'<img loading="lazy" src="{picture_uri(picture.image)}" alt="{_text(alt)}">'
     lines = []
     if picture.guess:
-        score = "" if picture.score is None else f'<span class="score">{picture.score:.0%}</span>'
-        lines.append(f'<div class="guess"><span class="key">guess</span><b>{_text(picture.guess)}</b>{score}</div>')
+        score = "" if picture.score is None else f' <span class="score">{picture.score:.0%}</span>'
+        lines.append(f'<div class="guess"><span class="key">guess</span>{_name(picture.guess)}{score}</div>')
     if picture.truth:
-        lines.append(f'<div class="truth"><span class="key">truth</span><b>{_text(picture.truth)}</b></div>')
+        lines.append(f'<div class="truth"><span class="key">truth</span>{_name(picture.truth)}</div>')
     small = " · ".join(filter(None, [picture.caption, picture.note]))
     lines.append(f'<div class="small" title="{_text(picture.caption)}">{_text(small)}</div>')
     return f"<li>{image}{''.join(lines)}</li>"
+
+
+def _name(name: str) -> str:
+    return f'<b title="{_text(name)}">{_text(shorten(name, WORD))}</b>'
 
 
 def picture_uri(data: bytes) -> str:

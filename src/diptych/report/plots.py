@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Band", "Look", "bars", "changes", "curves", "looks", "matrix", "reliability", "scatter", "to_png", "to_svg"]
 
+WIDE, HIGH = 5.4, 4.0  # inches; small, so that the letters can be read on a phone
 NUMBERED = 25  # above so many names an axis shows numbers
 
 
@@ -52,7 +53,7 @@ def curves(
 ) -> "Figure":
     """One line a name over ordered ticks (x = 0, 1, ...), intervals as whiskers, the name at the line's end."""
     with house_style():
-        figure, axes = _axes(6.6, 4.4)
+        figure, axes = _axes(WIDE, HIGH)
         many = len(series)
         for i, (name, points) in enumerate(series.items()):
             colour, marker = look[name]
@@ -78,7 +79,7 @@ def scatter(
 ) -> "Figure":
     """One named point each on a logarithmic x (> 0); `seconds` writes its ticks as 1 s, 1 min, 1 h."""
     with house_style():
-        figure, axes = _axes(6.6, 4.4)
+        figure, axes = _axes(WIDE, HIGH)
         axes.set_xscale("log")
         for name, p in points.items():
             colour, marker = look[name]
@@ -101,16 +102,16 @@ def changes(
 ) -> "Figure":
     """Before (hollow) and after (filled) of each name, on one line each."""
     with house_style():
-        figure, axes = _axes(6.6, 1.3 + 0.42 * len(pairs))
+        figure, axes = _axes(WIDE, 1.3 + 0.42 * len(pairs))
         for row, (name, (before, after)) in enumerate(pairs.items()):
             colour = look[name].colour
             axes.plot([before, after], [row, row], color=colour, linewidth=2.5, alpha=0.45)
-            axes.plot([before], [row], marker="o", color=colour, markerfacecolor=PAGE, markersize=8, markeredgewidth=1.8)
+            axes.plot(
+                [before], [row], marker="o", color=colour, markerfacecolor=PAGE, markersize=8, markeredgewidth=1.8
+            )
             axes.plot([after], [row], marker="o", color=colour, markersize=8)
             text = f"{(after - before) * 100:+.1f}".replace("-", "−")
-            axes.annotate(
-                text, (max(before, after), row), (9, 0), textcoords="offset points", va="center", fontsize=9
-            )
+            axes.annotate(text, (max(before, after), row), (9, 0), textcoords="offset points", va="center", fontsize=9)
         _rows(axes, [*pairs])
         axes.margins(x=0.12)
         _percent(axes.xaxis)
@@ -126,12 +127,10 @@ def changes(
 def bars(values: Sequence[tuple[str, float]], x_label: str, colour: str = COLOURS[0]) -> "Figure":
     """One horizontal bar a name, the first on top."""
     with house_style():
-        figure, axes = _axes(6.6, 1.1 + 0.28 * len(values))
+        figure, axes = _axes(WIDE, 1.1 + 0.28 * len(values))
         axes.barh(range(len(values)), [v for _, v in values], height=0.68, color=colour)
         for row, (_, value) in enumerate(values):
-            axes.annotate(
-                f"{value:.0%}", (value, row), (4, 0), textcoords="offset points", va="center", fontsize=8
-            )
+            axes.annotate(f"{value:.0%}", (value, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
         _rows(axes, [name for name, _ in values])
         axes.set_xlim(0, 1.08)
         axes.set_xticks(np.linspace(0, 1, 6))
@@ -140,16 +139,14 @@ def bars(values: Sequence[tuple[str, float]], x_label: str, colour: str = COLOUR
     return figure
 
 
-def matrix(
-    values: NDArray[Any], names: Sequence[str], x_label: str, y_label: str, value_label: str
-) -> "Figure":
+def matrix(values: NDArray[Any], names: Sequence[str], x_label: str, y_label: str, value_label: str) -> "Figure":
     """A square matrix of shares [C, C]; numbers in its cells up to 12 classes, numbered axes above 25."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import FuncFormatter
 
     count = len(names)
     with house_style():
-        side = min(max(0.34 * count + 2.4, 4.6), 8.2)
+        side = min(max(0.32 * count + 2.2, 4.2), 7.0)
         figure, axes = _axes(side + 0.4, side)
         # from see-through, so that it fits a light page and a dark one
         ramp = LinearSegmentedColormap.from_list("ramp", [COLOURS[0] + "00", COLOURS[0] + "ff"])
@@ -170,8 +167,8 @@ def matrix(
         axes.tick_params(length=0)
         if count <= 12:
             for i, j in zip(*np.nonzero(np.nan_to_num(values) >= 0.005), strict=True):
-                # half-strong cells: the page's ink reads on the weak, the page's ground on the strong
-                colour = PAGE if values[i, j] > 0.55 else INK
+                # white reads on the strong blue of both themes, the page's ink on the rest
+                colour = "white" if values[i, j] > 0.75 else INK
                 axes.text(j, i, f"{values[i, j] * 100:.0f}", ha="center", va="center", color=colour, fontsize=9)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -188,7 +185,7 @@ def reliability(
     with house_style():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(5.0, 5.0), layout="constrained")
+        figure = Figure(figsize=(4.6, 4.6), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         width, full = np.diff(edges), count > 0
         upper.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
@@ -240,13 +237,14 @@ def _rows(axes: "Axes", names: Sequence[str]) -> None:
 def _second_ticks(axes: "Axes", low: float, high: float) -> None:
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-    steps = {
+    coarse = {
         0.001: "1 ms", 0.01: "10 ms", 0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min",
         3600: "1 h", 36000: "10 h",
     }  # fmt: skip
+    fine = {s * k: f"{s * k:g} s" for s in (0.001, 0.01, 0.1, 1, 10) for k in (1, 2, 5) if s * k < 50}
+    fine |= {60 * m: f"{m} min" for m in (1, 2, 5, 10, 20)} | {3600 * h: f"{h} h" for h in (1, 2, 5, 10, 24)}
+    steps = coarse if high / low > 1000 else fine
     inside = {s: word for s, word in steps.items() if low <= s <= high}
-    if len(inside) < 2:  # a narrow range: three round figures of its own
-        inside = {s: f"{s:.2g} s" for s in np.geomspace(low * 1.2, high / 1.2, 3)}
     axes.xaxis.set_major_locator(FixedLocator([*inside]))
     axes.xaxis.set_major_formatter(FixedFormatter([*inside.values()]))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -255,7 +253,7 @@ def _second_ticks(axes: "Axes", low: float, high: float) -> None:
 def _end_labels(axes: "Axes", ends: Mapping[str, tuple[float, float]], look: Mapping[str, Look]) -> None:
     """Names right of the axes, in the order of the lines' ends and pushed apart where they would overlap."""
     low, high = axes.get_ylim()
-    height = 4.4 * 72 * 0.84  # points of the axes; a label needs about 13 of them
+    height = HIGH * 72 * 0.84  # points of the axes; a label needs about 13 of them
     order = sorted(ends, key=lambda name: ends[name][1])
     wanted = [(ends[name][1] - low) / (high - low) * height for name in order]
     for name, y in zip(order, _apart(wanted, 13.0, height), strict=True):
@@ -280,7 +278,7 @@ def _apart(wanted: Sequence[float], gap: float, top: float) -> list[float]:
 def _point_labels(axes: "Axes", points: Mapping[str, Band], look: Mapping[str, Look]) -> None:
     """Names beside their points, on the first of eight sides where they cover no point and no other name."""
     (x0, x1), (y0, y1) = np.log(axes.get_xlim()), axes.get_ylim()
-    wide, high = 6.6 * 72 * 0.86, 4.4 * 72 * 0.82  # points of the axes
+    wide, high = WIDE * 72 * 0.86, HIGH * 72 * 0.82  # points of the axes
     at = {n: ((np.log(p.x) - x0) / (x1 - x0) * wide, (p.y - y0) / (y1 - y0) * high) for n, p in points.items()}
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
     sides = [(9, 0), (-9, 0), (8, 12), (-8, 12), (8, -12), (-8, -12), (8, 24), (8, -24), (-8, 24), (-8, -24)]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 class _Section:
     title: str = ""  # "" goes on under the title before
     note: str = ""  # a line of small print underneath
-    folded: bool = False  # closed until the reader opens it
+    fold: str = ""  # the words that open it, where it begins closed
+    half: bool = False  # half the page wide where there is room: it shares a line with its neighbours
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ class Table(_Section):
 class Plot(_Section):
     """A matplotlib figure (see `report.plots`) and the words for who cannot see it.
 
-    `kind` "png" is for figures of very many marks. Plots next to each other share a line unless `wide`.
+    `kind` "png" is for figures of very many marks.
     """
 
     figure: "Figure"
     alt: str
     kind: Literal["svg", "png"] = "svg"
-    wide: bool = False
+    half: bool = field(default=True, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that belongs to the page: its text in the page's fonts, its colours in the page's theme."""
+"""A matplotlib figure as SVG that belongs to the page: text in the page's fonts, colours in the page's theme."""
 
 import io
 import re
@@ -80,7 +80,7 @@ def to_svg(figure: "Figure", alt: str) -> str:
 
         matplotlib.rcParams["svg.hashsalt"] = salt  # ids of clips and markers must differ between plots of a page
         nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.03)
     root = ElementTree.fromstring(buffer.getvalue())
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
@@ -95,7 +95,8 @@ def to_svg(figure: "Figure", alt: str) -> str:
             element.set(name, value)
     for metadata in root.findall("metadata"):
         root.remove(metadata)
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img"}
+    width = float(root.attrib["viewBox"].split()[2])  # points; all plots of a page keep their letters about one size
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "style": f"max-width: {width * 1.35:.0f}px"}
     svg = ElementTree.tostring(root, encoding="unicode")
     opening, rest = svg.split(">", 1)
     return f'{opening} aria-label="{alt}">{rest}'

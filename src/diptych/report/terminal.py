@@ -36,9 +36,7 @@ def rich_table(table: Table, width: int) -> "tuple[RichTable, list[str]]":
     out = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     for i in kept:
         column = table.columns[i]
-        out.add_column(
-            Text(column.name), justify="right" if column.number else "left", vertical="bottom", no_wrap=True
-        )
+        out.add_column(Text(column.name), justify="right" if column.number else "left", vertical="bottom", no_wrap=True)
     marks = {"best": "bold", "muted": "dim", "": ""}
     for n, (row, text) in enumerate(zip(cells, texts, strict=True)):
         style = "bold green" if n == table.chosen else ""
