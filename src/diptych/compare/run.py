@@ -28,6 +28,7 @@ from diptych.compare.summary import Summary, Winner
 from diptych.compare.winner import Choice, choose, refit
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
+from diptych.core.device import choose_device
 from diptych.data.pictures import open_picture, thumbnail_jpeg
 from diptych.data.task import Task
 from diptych.engine.isolate import Message, Outcome, peak_mb, run_forked, run_here
@@ -116,6 +117,7 @@ def compare(
     settings: dict[str, str] | None = None,
     budget: float | None = None,
     out: str | Path | None = None,
+    device: str | None = None,
     isolate: bool = False,
     console: "Console | None" = None,
 ) -> Comparison:
@@ -123,7 +125,7 @@ def compare(
 
     methods: names, ["all"], or None for those that work on features. shots: numbers and "all". settings:
     {"gda.alpha": "0.1,1"}. budget: seconds; what would not fit is left out with the reason. out: the run's folder;
-    a folder of the same run is continued, of another refused. isolate: each cell in a forked process of its own, with
+    a folder of the same run is continued, of another refused. device: None for the best there is. isolate: each cell in a forked process of its own, with
     its own peak memory (the command line does; a process that already used torch on several threads must not).
     Raises DiptychError for anything a user can mend.
     """
@@ -138,7 +140,7 @@ def compare(
     folder.open()
     stage = Stage(console)
     store = FeatureStore(task.digests)
-    launch = partial(run_forked, tell=stage.tell, idle=stage.idle) if isolate else partial(run_here, tell=stage.tell)
+    launch = launcher(clip, choose_device(device), stage, isolate)
 
     everything = [Cell(a, s, seed) for a in adapters for s in shots for seed in range(1 if s == "all" else seeds)]
     if all(folder.finished(cell.name) for cell in everything) and (folder.path / "winner.safetensors").exists():
@@ -157,6 +159,22 @@ def compare(
     summary = summarise(rows, choice, winner, task, clip, folder, plan, time.perf_counter() - start)
     publish(summary, folder)
     return Comparison(summary, winner, folder.path, clip)
+
+
+def launcher(clip: CLIP, device: str, stage: Stage, isolate: bool) -> Callable[..., Outcome]:
+    """How work is run: in a fork, which moves its own copy of the model to the device, or right here."""
+    if not isolate:
+        clip.to(device)
+        return partial(run_here, tell=stage.tell)
+
+    def launch(work: Callable[[Message], Any]) -> Outcome:
+        def there(tell: Message) -> Any:
+            clip.to(device)
+            return work(tell)
+
+        return run_forked(there, stage.tell, stage.idle)
+
+    return launch
 
 
 def place(
