@@ -290,9 +290,10 @@ def _mistakes(summary: Summary) -> list[Section]:
     ]
     if not items:
         return [Text("The winner is right on every test picture.", title="Worst mistakes")]
+    missed = int(wrong.any(axis=0).sum())
     note = (
-        f"The {len(items)} surest wrong answers of the winner, of {int(wrong.any(axis=0).sum()):,} pictures that it got "
-        "wrong. A wrong label in the data shows up here too."
+        f"The {len(items)} surest wrong answers of the winner, of {missed:,} pictures that it got wrong. "
+        "A wrong label in the data shows up here too."
     )
     return [Gallery(items, title="Worst mistakes", note=note)]
 

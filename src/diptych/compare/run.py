@@ -125,8 +125,9 @@ def compare(
 
     methods: names, ["all"], or None for those that work on features. shots: numbers and "all". settings:
     {"gda.alpha": "0.1,1"}. budget: seconds; what would not fit is left out with the reason. out: the run's folder;
-    a folder of the same run is continued, of another refused. device: None for the best there is. isolate: each cell in a forked process of its own, with
-    its own peak memory (the command line does; a process that already used torch on several threads must not).
+    a folder of the same run is continued, of another refused. device: None for the best there is. isolate: each cell
+    in a forked process of its own, with its own peak memory (the command line does; a process that already used torch
+    on several threads must not).
     Raises DiptychError for anything a user can mend.
     """
     start = time.perf_counter()

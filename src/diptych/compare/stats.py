@@ -166,9 +166,9 @@ def paired_bootstrap(
         weight = seed_weight[start : start + many, None, :] * known
         with np.errstate(invalid="ignore"):
             draws[start : start + many] = (per_seed * weight).sum(axis=2) / weight.sum(axis=2)
-    mean = np.nanmean(right, axis=(1, 2), dtype=np.float64)
+    mean = [float(np.nanmean(a, dtype=np.float64)) for a in right]
     return Bootstrap(
-        {key: float(m) for key, m in zip(keys, mean, strict=True)},
+        dict(zip(keys, mean, strict=True)),
         {key: draws[:, i] for i, key in enumerate(keys)},
     )
 

@@ -82,13 +82,14 @@ def to_svg(figure: "Figure", alt: str) -> str:
         nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
         figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.03)
     root = ElementTree.fromstring(buffer.getvalue())
+    used = set(re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values())))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         for name, value in list(element.attrib.items()):
             del element.attrib[name]
             name = name.rpartition("}")[2]  # xlink:href is href in HTML
-            if name == "id" and re.fullmatch(r"[a-z0-9_]+\.?[a-z]*_\d+", value):
-                continue  # figure_1, text_7: nothing refers to them, and every plot has them
+            if name == "id" and value not in used:
+                continue  # figure_1, text_7: every plot has them
             if name in ("style", "fill", "stroke"):
                 value = re.sub(r"#[0-9a-f]{6}", lambda m: _VARIABLES.get(m[0], m[0]), value)
                 value = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", value)

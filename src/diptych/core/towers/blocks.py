@@ -46,7 +46,10 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class TransformerTower(Tower):
-    """A tower whose blocks pass tokens. Subclasses give `stem`, `block` and `head` by name of their backbone."""
+    """A tower whose blocks pass tokens. Subclasses give `block`, and what comes before and after the blocks.
+
+    Prompts are tokens like others: a pooling over all tokens sees them too.
+    """
 
     def block(
         self, index: int, hidden: Tensor, mask: Tensor | None, probabilities: bool
@@ -108,6 +111,23 @@ class TransformerTower(Tower):
         if Tap(i) in taps:
             taken[Tap(i)] = hidden
         return hidden
+
+
+class StagedTower(Tower):
+    """A picture tower of stages that pass maps [B, C, H, W]: taps after stages, no prompts, no attention."""
+
+    modality = "image"
+    transformer = False
+
+    def check(self, prompts: Prompts, taps: Sequence[Tap]) -> None:
+        """Raise for what only a transformer can have, and for stages that are not there."""
+        if prompts:
+            raise self.refuse("prompts")
+        for tap in taps:
+            if tap.what == "attention":
+                raise self.refuse("attention taps")
+            if not 0 <= tap.block < self.depth:
+                raise DiptychError(f"a tap after stage {tap.block}: {self.kind} has stages 0..{self.depth - 1}")
 
 
 def put_patches(hidden: Tensor, prompts: Prompts, first: int) -> Tensor:
