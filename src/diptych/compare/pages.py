@@ -65,7 +65,9 @@ def _verdict(summary: Summary) -> list[Section]:
         if fit is not None:
             trained = "" if won.trainable is None else f"{count_words(won.trainable)} parameters"
             facts.append(("Time to fit", seconds_words(fit), trained))
-        sections += [Facts(facts, title="Verdict"), Text(_sentences(summary, winner, won), style="lead")]
+        settings = ", ".join(f"{name} = {value}" for name, value in winner.config.items())
+        note = f"Settings of the saved winner: {settings}." if settings else ""
+        sections += [Facts(facts, title="Verdict"), Text(_sentences(summary, winner, won), style="lead", note=note)]
     else:
         sections.append(Text("No method finished, so there is no winner.", title="Verdict"))
     if summary.warnings:
