@@ -69,6 +69,26 @@ class Classifier:
             )
         return base.edited(self.edits)
 
+    def base_clip(self, clip: CLIP | None = None, model: str | None = None) -> CLIP:
+        """The base model: `clip`, or what `model` names, or what the classifier names itself.
+
+        Raises DiptychError for another base model, and for one that cannot be opened.
+        """
+        if clip is None:
+            from diptych.core.load import load
+
+            try:
+                clip = load(model or self.base.source)
+            except DiptychError as error:
+                if model:
+                    raise
+                raise DiptychError(
+                    f'this classifier needs the model "{self.base.name}", which could not be opened: {error}; '
+                    "say where it is with --model"
+                ) from error
+        self.clip(clip)
+        return clip
+
     def logits(self, embeddings: Tensor) -> Tensor:
         """Image embeddings [N, D] of the edited model -> logits [N, C]."""
         return self.head.to(embeddings.device).logits(F.normalize(embeddings.float(), dim=-1))
