@@ -143,7 +143,7 @@ def put_patches(hidden: Tensor, prompts: Prompts, first: int) -> Tensor:
         else:
             start = hidden.shape[1] - left
             left -= count if prompt.replace else 0
-        if start + count > hidden.shape[1] and prompt.replace:
+        if prompt.replace and not first <= start <= hidden.shape[1] - count:
             raise DiptychError(f"a prompt of {count} tokens replaces more than stands before block {prompt.block}")
         rest = start + count if prompt.replace else start
         hidden = torch.cat([hidden[:, :start], new, hidden[:, rest:]], dim=1)
