@@ -30,3 +30,11 @@ def atomic(path: Path) -> Iterator[Path]:
         raise DiptychError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path | str, data: bytes) -> Path:
+    """`atomic` for bytes that are at hand."""
+    path = Path(path)
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    return path

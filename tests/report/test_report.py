@@ -10,7 +10,8 @@ from PIL import Image
 from rich.cells import cell_len
 
 from diptych.errors import DiptychError
-from diptych.report import Cell, Column, Gallery, Picture, Plot, Report, Table, Text, write_atomically, write_html
+from diptych.files import write_atomically
+from diptych.report import Cell, Column, Gallery, Picture, Plot, Report, Table, Text, write_html
 from diptych.report.html import picture_uri, render
 from diptych.report.plots import Band, _apart, bars, curves, looks, matrix, scatter
 from diptych.report.svg import to_svg

@@ -8,7 +8,6 @@ from diptych.compare.stats import (
     class_recall,
     confusion,
     ece,
-    fit_temperature,
     macro_recall,
     paired_bootstrap,
     reliability,
@@ -53,14 +52,6 @@ def test_ece_in_closed_form() -> None:
     bins = reliability(sure, [0] * 9 + [1])
     assert bins.count.sum() == 10
     assert bins.count[13] == 10  # (13/15, 14/15]
-
-
-def test_temperature_undoes_a_known_one() -> None:
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (20_000, 4))
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    truth = (p.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    assert fit_temperature(logits * 3, truth) == pytest.approx(3, rel=0.05)
 
 
 def test_bootstrap_covers_a_known_bernoulli() -> None:

@@ -361,8 +361,9 @@ def summarise(
     finished = {k: n for k, n in done.items() if not next(r for r in rows if key(r) == k).get("skipped")}
 
     def thumbnail(i: int) -> bytes:
-        return thumbnail_jpeg(open_picture(task.test[i]))
+        return thumbnail_jpeg(open_picture(task.test[i]), side=192)
 
+    groups = [r.group for r in task.test if r.group is not None]
     return Summary(
         rows=rows,
         probabilities=Probabilities(folder, finished),
@@ -379,6 +380,7 @@ def summarise(
         ),
         title=f"Which CLIP method is best for {task.name}?",
         thumbnail=thumbnail,
+        groups=groups if len(groups) == len(task.test) else None,
         warnings=task.warnings,
         set_aside=[(item.id, item.reason) for item in task.set_aside],
         duplicates=[(item.ids, item.kind) for item in task.duplicates],

@@ -88,23 +88,6 @@ def ece(probabilities: ArrayLike, truth: ArrayLike, bins: int = ECE_BINS) -> flo
     return reliability(probabilities, truth, bins).ece
 
 
-def fit_temperature(logits: ArrayLike, truth: ArrayLike, low: float = 0.01, high: float = 100.0) -> float:
-    """The T in [low, high] for which softmax(logits / T) has the least log loss on `truth`.
-
-    The loss is convex in 1/T; its derivative, mean(E_p[logit] - logit of the truth), is bisected.
-    """
-    z, truth = np.asarray(logits, dtype=np.float64), np.asarray(truth)
-    z = z - z.max(axis=1, keepdims=True)
-    own = z[np.arange(len(z)), truth].mean()
-    small, large = np.log(1 / high), np.log(1 / low)
-    for _ in range(60):
-        middle = (small + large) / 2
-        e = np.exp(z * np.exp(middle))
-        slope = ((e * z).sum(axis=1) / e.sum(axis=1)).mean() - own
-        small, large = (small, middle) if slope > 0 else (middle, large)
-    return float(np.exp(-(small + large) / 2))
-
-
 @dataclass(frozen=True)
 class Bootstrap:
     """Resampled accuracies; round r drew the same pictures and seeds for every key, so they may be subtracted."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.compare.stats import Bootstrap, Interval, correct, paired_bootstrap
-from diptych.report import write_atomically
+from diptych.files import write_atomically
 
 REFERENCE = "zero_shot"  # what every method is compared with
 Cell = tuple[str, int | str, int]  # method, shots, seed

@@ -1,6 +1,5 @@
 """A `Report` is sections: every family of methods says what it measured through the same one."""
 
-from diptych.report.files import write_atomically
 from diptych.report.html import write_html
 from diptych.report.sections import Cell, Column, Facts, Gallery, Picture, Plot, Report, Section, Table, Text
 
@@ -15,6 +14,5 @@ __all__ = [
     "Section",
     "Table",
     "Text",
-    "write_atomically",
     "write_html",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from diptych.report.files import write_atomically
+from diptych.files import write_atomically
 from diptych.report.sections import Cell, Facts, Gallery, Picture, Plot, Report, Section, Table, Text
 from diptych.report.words import clean, shorten
 
