@@ -92,7 +92,7 @@ def find_pictures(given: str | Path | Sequence[str | Path]) -> list[Path]:
     if not given:
         raise DiptychError("no pictures given: name files or folders")
     paths = [Path(one).expanduser() for one in given]
-    missing = [path for path in paths if not path.exists()]
+    missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         names = ", ".join(f"{path}{beside(path)}" for path in missing[:5])
         raise DiptychError(f"no such file or folder: {names}{f' and {len(missing) - 5} more' if missing[5:] else ''}")
@@ -107,7 +107,7 @@ def find_pictures(given: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """The pictures in a folder and its folders, sorted; hidden ones are passed over, links to above are not followed."""
+    """The pictures in a folder and its folders, sorted; hidden ones are passed over, and loops of links are cut."""
     seen = set()
 
     def refuse(error: OSError) -> None:
