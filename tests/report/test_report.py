@@ -62,10 +62,10 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "report.html"
     write_atomically(path, b"old")
 
-    def full(descriptor: int) -> None:
+    def full(*paths: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DiptychError, match=r"cannot write .*report.html: No space left on device"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
