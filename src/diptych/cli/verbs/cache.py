@@ -1,0 +1,46 @@
+"""Show or clear what is kept so as not to be computed again.
+
+Embeddings of your pictures lie in the folder that DIPTYCH_CACHE names, or in the user's cache folder. Nothing is lost
+by clearing it but time.
+"""
+
+import argparse
+
+from diptych.cli.options import Parser
+from diptych.data.paths import cache_dir
+from diptych.errors import DiptychError
+
+PLACE = 6
+EXAMPLES = """
+diptych cache --size
+diptych cache --clear
+"""
+
+
+def options(parser: Parser) -> None:
+    parser.add_argument("--size", action="store_true", help="what is there, by model (default)")
+    parser.add_argument("--clear", action="store_true", help="remove it")
+
+
+def run(given: argparse.Namespace) -> int:
+    if given.size and given.clear:
+        raise DiptychError("cache: --size or --clear, not both")
+    from diptych.engine.store import cache_clear, cache_info
+
+    if given.clear:
+        print(f"{amount(cache_clear())} freed in {cache_dir()}")
+        return 0
+    entries = cache_info()
+    for entry in entries:
+        print(f"{amount(entry.bytes):>10}  {entry.rows:>8,} rows  {entry.model}")
+    print(f"{amount(sum(entry.bytes for entry in entries)):>10}  in {cache_dir()}")
+    return 0
+
+
+def amount(size: float) -> str:
+    """1.2 MB"""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if unit != "bytes" else f"{size:.0f} bytes"
+        size /= 1000
+    return f"{size:.3g} GB"

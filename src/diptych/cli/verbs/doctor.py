@@ -1,0 +1,30 @@
+"""Does a model agree with the library it comes from?
+
+Loads both side by side and compares embeddings, tokens and preprocessing, to 1e-4; exit code 1 where they differ.
+Says how fast each is, too.
+"""
+
+import argparse
+
+from diptych.cli import options as read
+from diptych.cli.options import Parser
+
+PLACE = 5
+EXAMPLES = """
+diptych doctor mini
+diptych doctor ViT-B-32:laion2b_s34b_b79k
+diptych doctor ./my_clip
+"""
+
+
+def options(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="mini, an open_clip NAME:TAG, or a file or folder")
+
+
+def run(given: argparse.Namespace) -> int:
+    read.model(given.model)
+    from diptych.doctor import doctor
+
+    report = doctor(given.model)
+    print(report)
+    return 0 if report.agrees else 1
