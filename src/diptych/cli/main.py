@@ -1,6 +1,7 @@
 """`diptych VERB ...`: a file in `verbs/` is a verb. Nothing here imports torch; each verb does when it must."""
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; -> the exit code. Mistakes are one message on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     debug = bool(os.environ.get("DIPTYCH_DEBUG"))
     if not debug:

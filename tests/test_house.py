@@ -1,0 +1,166 @@
+"""The rules of the house, so that it stays as simple as it is: who may import whom, and what a system's file has."""
+
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from diptych.methods.discover import find, systems
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "diptych"
+FILES = sorted(SOURCE.rglob("*.py"))
+# From the ground up: a file imports from its own floor and those below.
+FLOORS = ("errors", "files", "report", "core", "data", "engine", "methods", "compare", "doctor", "cli")
+SYSTEMS = systems("adapt")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, module below diptych) for every import of ours that runs, late ones included; not those for types alone."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("diptych."):
+            found.append((node.lineno, node.module.removeprefix("diptych.")))
+        elif isinstance(node, ast.ImportFrom) and node.module == "diptych":
+            found += [(node.lineno, alias.name) for alias in node.names if not alias.name.startswith("__")]
+        elif isinstance(node, ast.Import):
+            found += [(node.lineno, a.name.removeprefix("diptych.")) for a in node.names if a.name.startswith("diptych.")]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_imports_from_its_own_floor_and_those_below(path: Path):
+    own = name_of(path).partition(".")[0]
+    if own == "__init__":
+        return  # the names of the verbs, all of them late
+    assert own in FLOORS, f"{own} is a new floor: say in FLOORS where it lies"
+    for line, module in imports(path):
+        floor = module.partition(".")[0]
+        assert FLOORS.index(floor) <= FLOORS.index(own), f"{path}:{line} reaches up to {module}"
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "methods").rglob("*.py")), ids=name_of)
+def test_no_system_imports_another(path: Path):
+    own = name_of(path)
+    for line, module in imports(path):
+        parts = module.split(".")
+        is_system = len(parts) == 3 and parts[0] == "methods" and parts[2] in systems(parts[1])
+        assert not is_system or module == own, f"{path}:{line}: what several systems share lives in parts/"
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if "methods" not in f.parts], ids=name_of)
+def test_nothing_outside_methods_asks_for_a_system_by_name(path: Path):
+    """`if method == "gda"` anywhere else would be a second place to edit for a new system."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            sides = [node.value]
+        else:
+            continue
+        words = {c.value for side in sides for c in ast.walk(side) if isinstance(c, ast.Constant)}
+        assert not words & set(SYSTEMS), f"{path}:{node.lineno} compares with {words & set(SYSTEMS)}"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_declares_itself(name: str):
+    adapter = find("adapt", name)
+    about = importlib.import_module(adapter.__module__).__doc__ or ""
+    assert len(about.strip().splitlines()) >= 3, "what it gives the user, when to use it and when not, the paper"
+    assert re.search(r"\bnot\b", about, re.IGNORECASE), "the docstring says when not to use it"
+    assert len(about.splitlines()[0]) <= 100, "the first line is the summary in tables"
+    assert is_dataclass(adapter.Config)
+    assert adapter.Config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    for field in fields(adapter.Config):
+        value = getattr(adapter.Config(), field.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            assert isinstance(one, (bool, int, float, str)), f"--set {name}.{field.name} cannot reach {one!r}"
+    assert "needs" in vars(adapter) or adapter.needs.labels
+    assert set(adapter.swept) | set(adapter.fallback) <= {f.name for f in fields(adapter.Config)}
+    assert (ROOT / "tests" / "adapt" / f"test_{name}.py").is_file(), "a system is two files: itself and its test"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_stay_readable(path: Path):
+    lines = path.read_text("utf-8").splitlines()
+    most = 250 if path.parent.parent.name == "methods" else 450
+    assert len(lines) <= most
+    assert not lines or ast.get_docstring(ast.parse("\n".join(lines))), "a file says what it is for"
+
+
+# -- fast where it must be -------------------------------------------------------------------------------------------
+
+
+def python(*words: str) -> tuple[float, str]:
+    """-> (seconds, stdout) of a fresh process."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, done.stdout
+
+
+def test_importing_takes_no_torch_and_no_time():
+    program = (
+        "import sys, time; start = time.perf_counter(); import diptych; seconds = time.perf_counter() - start\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\nprint(seconds)"
+    )
+    assert min(float(python("-c", program)[1]) for _ in range(3)) < 0.2
+
+
+@pytest.mark.parametrize("verb", ["", "compare", "predict", "export", "systems", "doctor", "cache"])
+def test_help_takes_no_torch_and_no_time(verb: str):
+    program = (
+        "import sys; from diptych.cli.main import main\n"
+        f"assert main({[verb, '--help'] if verb else ['--help']}) == 0\n"
+        "assert not {'torch', 'numpy', 'PIL', 'rich'} & set(sys.modules)"
+    )
+    runs = [python("-c", program) for _ in range(3)]
+    assert min(seconds for seconds, _ in runs) < 0.5
+    assert "usage: diptych" in runs[0][1] and "examples:" in runs[0][1]
+
+
+# -- documents that cannot go stale ----------------------------------------------------------------------------------
+
+
+def test_the_table_of_systems_in_the_readme_is_the_generated_one():
+    from diptych.cli.verbs.systems import describe, markdown
+
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert markdown(describe()) in readme, "put the output of `diptych systems --markdown` into README.md"
+
+
+def test_every_verb_is_a_function_too():
+    import diptych
+    from diptych.cli.main import verbs
+
+    for verb in verbs():
+        names = ["cache_info", "cache_clear"] if verb == "cache" else [verb]
+        for name in names:
+            assert callable(getattr(diptych, name))
+
+
+def test_links_in_the_documents_lead_somewhere():
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8")):
+            if "://" not in target:
+                assert os.path.exists(document.parent / target), f"{document.name} links to {target}"
