@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from diptych.compare.stats import Interval
-from diptych.compare.summary import Standing, Summary, shots_words
+from diptych.compare.summary import REFERENCE, Standing, Summary, shots_words
 from diptych.report import Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _row(
 ) -> list[Cell | str]:
     winner = summary.winner and summary.winner.method == s.method
     name = f"{s.method} {STAR}" if winner else s.method
-    at = "" if s.shots == last or s.method == "zero_shot" else f" ({shots_words(s.shots)})"
+    at = "" if s.shots == last or s.method == REFERENCE else f" ({shots_words(s.shots)})"
     accuracy = f"{interval_words(s.accuracy)}" if s.accuracy else percent(s.accuracy_mean)
     earlier = []
     for shots in before:

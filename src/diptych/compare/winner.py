@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diptych.compare.cell import support_of
+from diptych.compare.summary import REFERENCE
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.data.task import Task
@@ -42,7 +43,7 @@ def choose(rows: Sequence[dict[str, Any]]) -> Choice:
             mean = sum(row["validation"] for row in own) / seeds
             candidates[method] = (mean, -sum(row["fit_seconds"] for row in own))
     if not candidates:
-        method = "zero_shot" if any(r["method"] == "zero_shot" for r in at_most) else at_most[0]["method"]
+        method = REFERENCE if any(r["method"] == REFERENCE for r in at_most) else at_most[0]["method"]
         return Choice(method, most, None, "one shot a class leaves nothing to validate on: the first method is kept")
     method = max(candidates, key=lambda name: candidates[name])
     why = f"best out-of-fold accuracy inside the shots, mean of {seeds} seed{'s' if seeds > 1 else ''}"
