@@ -3,14 +3,17 @@
 A head is data: tensors and numbers. `renamed(rows)` gives the head for other classes where the kind allows it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.errors import Unsupported
+
+ROWS = 1024  # pictures at a time against all keys
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,12 @@ class Head:
     def logits(self, x: Tensor) -> Tensor:
         """Unit embeddings [N, D] -> logits [N, C]."""
         raise NotImplementedError
+
+    @classmethod
+    def logits_each(cls, heads: Sequence[Any], x: Tensor) -> Iterator[Tensor]:
+        """The logits of each of several heads of this kind; kinds override it where heads of one fit share the work."""
+        for head in heads:
+            yield head.logits(x)
 
     def renamed(self, rows: Tensor) -> "Head":
         """The head for other classes, given their text rows [C', D]."""
@@ -74,11 +83,28 @@ class Neighbours(Head):
     temperature: float = 0.07
 
     def logits(self, x: Tensor) -> Tensor:
-        near, index = (x @ self.keys.T).topk(min(self.k, len(self.keys)), dim=1)  # [B, k]
-        weight = ((near - near[:, :1]) / self.temperature).exp()
-        votes = torch.zeros(len(x), self.classes, device=x.device, dtype=x.dtype)
-        votes.scatter_add_(1, self.labels.long()[index], weight)
+        return torch.cat([self.vote(*self.nearest(part)) for part in x.split(ROWS)])
+
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and labels of the k nearest keys [B, k], the nearest first."""
+        near, index = (x @ self.keys.T).topk(min(self.k, len(self.keys)), dim=1)
+        return near, self.labels.long()[index]
+
+    def vote(self, near: Tensor, labels: Tensor) -> Tensor:
+        weight = ((near[:, : self.k] - near[:, :1]) / self.temperature).exp()
+        votes = near.new_zeros(len(near), self.classes).scatter_add_(1, labels[:, : self.k], weight)
         return (votes / votes.sum(1, keepdim=True)).clamp_min(1e-6).log()
+
+    @classmethod
+    def logits_each(cls, heads: Sequence[Self], x: Tensor) -> Iterator[Tensor]:
+        """Each key is looked at once for all k."""
+        shared: Any = None
+        for head in heads:
+            if shared is None or shared[0] is not head.keys:
+                most = replace(head, k=max(h.k for h in heads))
+                parts = [most.nearest(part) for part in x.split(ROWS)]
+                shared = head.keys, *(torch.cat(p) for p in zip(*parts, strict=True))
+            yield head.vote(*shared[1:])
 
 
 @dataclass(frozen=True)
@@ -97,9 +123,24 @@ class Cache(Head):
     beta: float
 
     def logits(self, x: Tensor) -> Tensor:
-        affinity = (-self.beta * (1 - x @ self.keys.T)).exp()  # [B, N]
-        values = F.one_hot(self.labels.long(), len(self.rows)).to(x.dtype)
-        return self.scale * x @ self.rows.T + self.alpha * affinity @ values
+        (logits,) = self.logits_each([self], x)
+        return logits
+
+    @classmethod
+    def logits_each(cls, heads: Sequence[Self], x: Tensor) -> Iterator[Tensor]:
+        """Affinities are computed once a set of keys, votes once a beta; alpha costs nothing."""
+        votes: dict[tuple[int, float], Tensor] = {}
+        for keys in {id(head.keys): head for head in heads}.values():
+            values = F.one_hot(keys.labels.long(), len(keys.rows)).to(x.dtype)  # [N, C]
+            betas = {head.beta for head in heads if head.keys is keys.keys}
+            parts: dict[float, list[Tensor]] = {beta: [] for beta in betas}
+            for part in x.split(ROWS):
+                distance = 1 - part @ keys.keys.T  # [B, N]
+                for beta in betas:
+                    parts[beta].append((-beta * distance).exp() @ values)
+            votes |= {(id(keys.keys), beta): torch.cat(p) for beta, p in parts.items()}
+        for head in heads:
+            yield head.scale * x @ head.rows.T + head.alpha * votes[id(head.keys), head.beta]
 
 
 def gaussian_precision(scatter: Tensor, count: int) -> Tensor:
@@ -111,6 +152,16 @@ def gaussian_precision(scatter: Tensor, count: int) -> Tensor:
     d = len(scatter)
     identity = torch.eye(d, dtype=scatter.dtype, device=scatter.device)
     return d * torch.linalg.pinv((count - 1) * scatter + scatter.trace() * identity, hermitian=True)
+
+
+def ridge_precision(centred: Tensor) -> Tensor:
+    """`gaussian_precision` of the scatter of n centred vectors [n, D], n < D, by an n x n inverse (Woodbury)."""
+    count, d = centred.shape
+    wide = centred.double()
+    ridge = (wide.square().sum() / max(count - 1, 1)).clamp_min(1e-12)
+    inner = ridge * torch.eye(count, dtype=wide.dtype, device=wide.device) + wide @ wide.T
+    identity = torch.eye(d, dtype=wide.dtype, device=wide.device)
+    return (d * (identity - wide.T @ torch.linalg.solve(inner, wide)) / ridge).to(centred.dtype)
 
 
 @dataclass(frozen=True)
@@ -135,21 +186,33 @@ class Gaussian(Head):
         return weight, self.log_prior - 0.5 * (weight * self.means).sum(1)
 
     def logits(self, x: Tensor) -> Tensor:
-        weight, bias = self.matrix()
-        return self.scale * x @ self.rows.T + self.alpha * (x @ weight.T + bias)
+        (logits,) = self.logits_each([self], x)
+        return logits
+
+    @classmethod
+    def logits_each(cls, heads: Sequence[Self], x: Tensor) -> Iterator[Tensor]:
+        """The matrix is made once a fit; alpha costs nothing."""
+        shared: Any = None
+        for head in heads:
+            if shared is None or shared[0] is not head.precision or shared[1] is not head.means:
+                weight, bias = head.matrix()
+                shared = head.precision, head.means, x @ weight.T + bias
+            yield head.scale * x @ head.rows.T + head.alpha * shared[2]
 
     def renamed(self, rows: Tensor, nearest: int = 64, copies: int = 16) -> "Gaussian":
         """New classes from their text rows and the fit's features (the paper's base-to-new protocol).
 
-        Mean of a new class: its `nearest` features and `copies` of its row. Scatter: those features around the row.
+        Mean of a new class: its `nearest` features and `copies` of its row. Precision: the mean over the new classes of
+        the ridge estimates from those features around the row. alpha stays, as in the release.
         """
         k = min(nearest, len(self.features))
         index = (rows @ self.features.T).topk(k, dim=1).indices  # [C', k]
-        near = self.features[index]  # [C', k, D]
-        means = (near.sum(1) + copies * rows) / (k + copies)
-        centred = near - rows[:, None]
-        scatters = centred.transpose(1, 2) @ centred / max(k - 1, 1)  # [C', D, D]
-        precision = torch.stack([gaussian_precision(s, k) for s in scatters]).mean(0)
+        means = torch.empty_like(rows)
+        precision = torch.zeros_like(self.precision)
+        for c, row in enumerate(rows):
+            near = self.features[index[c]]  # [k, D]
+            means[c] = (near.sum(0) + copies * row) / (k + copies)
+            precision += ridge_precision(near - row) / len(rows)
         log_prior = torch.full((len(rows),), 1 / len(rows), dtype=rows.dtype, device=rows.device).log()
         return replace(self, rows=rows, means=means, precision=precision, log_prior=log_prior)
 

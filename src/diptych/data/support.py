@@ -100,28 +100,35 @@ class Support:
         return replace(part, names=tuple(self.names[c] for c in classes), labels=labels[labels >= 0])
 
     def folds(self, count: int = 4) -> list[tuple[list[int], list[int]]]:
-        """(fit, held) index lists, stratified, deterministic; each shot is held once where its class has another group.
+        """(fit, held) index lists, stratified: every class is in every fit, every group on one side.
 
-        Empty where no class has two groups: one shot leaves nothing to validate on.
+        Each shot is held once, unless its group is all that one of its classes has. A function of the seed, the names
+        and the pictures' ids, whatever their order. Empty where nothing can be held: one shot.
         """
         rng = np.random.default_rng([self.seed, 0xF01D])
         labels = self.labels.tolist()
-        members: list[dict[int, list[int]]] = [{} for _ in self.names]
-        for i, label in enumerate(labels):
-            members[label].setdefault(self.groups[i], []).append(i)
-        count = min(count, max((len(groups) for groups in members), default=0))
-        if count < 2:
-            return []
+        members: dict[int, list[int]] = {}  # group -> its shots
+        for i in sorted(range(len(self)), key=lambda i: self.records[i].id):
+            members.setdefault(self.groups[i], []).append(i)
+        classes = {group: sorted({labels[i] for i in shots}) for group, shots in members.items()}
+        groups = {c: [g for g in members if c in classes[g]] for c in range(len(self.names))}
+        count = min(count, max((len(found) for found in groups.values()), default=0))
         held: list[list[int]] = [[] for _ in range(count)]
-        start = 0
-        for groups in members:
-            if len(groups) < 2:
-                continue  # its only picture must stay in every fit
-            keys = sorted(groups)
-            for turn, k in enumerate(rng.permutation(len(keys))):
-                held[(start + turn) % count] += groups[keys[k]]
-            start += len(keys)
-        everything = set(range(len(labels)))
+        spread = np.zeros((count, len(self.names)), dtype=int)  # groups of each class that each fold holds
+        placed: set[int] = set()
+        for c in sorted(groups, key=lambda c: self.names[c]):
+            for turn in rng.permutation(len(groups[c])):
+                group = groups[c][turn]
+                own = classes[group]
+                if group in placed:
+                    continue
+                fold = min(range(count), key=lambda f: (spread[f, own].sum(), len(held[f]), f))
+                if any(spread[fold, k] + 1 == len(groups[k]) for k in own):
+                    continue  # without it a class would be missing from this fit
+                held[fold] += members[group]
+                spread[fold, own] += 1
+                placed.add(group)
+        everything = set(range(len(self)))
         return [(sorted(everything - set(part)), sorted(part)) for part in held if part]
 
     def generator(self, salt: int = 0) -> torch.Generator:

@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -170,29 +171,40 @@ def select(adapter: Adapter, clip: CLIP, support: Support) -> Selection:
     for shots, held in folds:
         part, rest = support.only(shots) if shots else support, support.only(held)
         for config in grid(adapter):
-            for chosen, classifier in fit_path(adapter, config, clip, part):
-                logits.setdefault(chosen, []).append(judge(classifier, clip, rest))
-    scores: dict[Any, tuple[float, float, float]] = {}
-    for chosen, parts in logits.items():
-        joined = torch.cat(parts)
-        temperature = temperature_of(joined, labels)
-        accuracy = (joined.argmax(1) == labels).double().mean().item()
-        scores[chosen] = accuracy, -F.cross_entropy(joined / temperature, labels).item(), temperature
-    best = max(scores, key=lambda chosen: scores[chosen][:2])
-    accuracy, _, temperature = scores[best]
-    probabilities = (torch.cat(logits[best]) / temperature).softmax(1)
+            for chosen, found in judge_path(fit_path(adapter, config, clip, part), clip, rest):
+                logits.setdefault(chosen, []).append(found)
+    joined = {chosen: torch.cat(parts) for chosen, parts in logits.items()}
+    right = {chosen: int((rows.argmax(1) == labels).sum()) for chosen, rows in joined.items()}
+    ties = [chosen for chosen in joined if right[chosen] == max(right.values())]
+    temperatures = {chosen: temperature_of(joined[chosen], labels) for chosen in ties}
+    best = min(ties, key=lambda chosen: float(F.cross_entropy(joined[chosen] / temperatures[chosen], labels)))
+    temperature = temperatures[best]
+    probabilities = (joined[best] / temperature).softmax(1)
     classifier = replace(
         last(fit_path(adapter, best, clip, support)),
         temperature=temperature,
         threshold=threshold_of(probabilities, labels),
     )
-    return Selection(classifier, best, accuracy, len(labels))
+    return Selection(classifier, best, right[best] / len(labels), len(labels))
+
+
+def judge_path(path: Iterator[tuple[Any, Classifier]], clip: CLIP, support: Support) -> Iterator[tuple[Any, Tensor]]:
+    """(config, logits [N, C] on the CPU) of each; consecutive heads of one kind on cached features share their work."""
+    kind = attrgetter("on_base_features", "head.__class__")
+    for (cached, _), group in itertools.groupby(path, key=lambda found: kind(found[1])):
+        if not cached:
+            yield from ((config, judge(classifier, clip, support)) for config, classifier in group)
+            continue
+        features = F.normalize(support.features(clip).cpu().float(), dim=-1)
+        configs, classifiers = zip(*group, strict=True)
+        heads = [classifier.head for classifier in classifiers]  # on the CPU
+        yield from zip(configs, type(heads[0]).logits_each(heads, features), strict=True)
 
 
 def judge(classifier: Classifier, clip: CLIP, support: Support, batch: int = 64) -> Tensor:
     """Logits [N, C] of a support's pictures, on the CPU; from the cache where the towers are the base's."""
     if classifier.on_base_features:
-        return classifier.logits(support.features(clip)).cpu()
+        return classifier.logits(support.features(clip).cpu())
     edited = classifier.clip(clip)
     parts = []
     with torch.inference_mode():
