@@ -1,4 +1,4 @@
-"""Every test: a cache of this session alone, one thread (a process that forks must hold to it), real pictures if any."""
+"""Every test: a cache of this session alone; one thread, as a process that forks must; real pictures if there are."""
 
 import os
 from collections.abc import Iterator

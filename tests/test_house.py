@@ -28,7 +28,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
-    """(line, module below diptych) for every import of ours that runs, late ones included; not those for types alone."""
+    """(line, module below diptych) for every import of ours that runs, late ones included, those for types not."""
     tree = ast.parse(path.read_text("utf-8"))
     for_types = {
         id(inner)
@@ -45,7 +45,9 @@ def imports(path: Path) -> list[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom) and node.module == "diptych":
             found += [(node.lineno, alias.name) for alias in node.names if not alias.name.startswith("__")]
         elif isinstance(node, ast.Import):
-            found += [(node.lineno, a.name.removeprefix("diptych.")) for a in node.names if a.name.startswith("diptych.")]
+            found += [
+                (node.lineno, a.name.removeprefix("diptych.")) for a in node.names if a.name.startswith("diptych.")
+            ]
     return found
 
 
