@@ -1,5 +1,6 @@
 """Whatever a user gives by mistake: one clear message, an exit code, no traceback, nothing left behind."""
 
+import importlib.util
 import json
 import os
 import pickle
@@ -35,6 +36,11 @@ def typed(name: str, pattern: str, *words: object) -> None:
         return [str(colour_folder(at / "photos", each=4)) if word == "@photos" else word for word in words]
 
     CASES.append((name, pattern, make))
+
+
+def need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:  # importing takes seconds
+        pytest.skip(f"{package} is not installed")
 
 
 def picture(path: Path, seed: int = 0) -> Path:
@@ -223,7 +229,7 @@ def columns_of_one_name(at: Path) -> Words:
 
 @case("not a Parquet file, or is truncated")
 def damaged_parquet(at: Path) -> Words:
-    pytest.importorskip("pyarrow")
+    need("pyarrow")
     path = at / "table.parquet"
     path.write_bytes(b"PAR1 and then nothing")
     return ["compare", path]
@@ -231,7 +237,7 @@ def damaged_parquet(at: Path) -> Words:
 
 @case("not a complete save_to_disk folder|which column|cannot be read")
 def damaged_dataset_folder(at: Path) -> Words:
-    pytest.importorskip("datasets")
+    need("datasets")
     (at / "set").mkdir()
     (at / "set" / "state.json").write_text("{")
     return ["compare", "set"]
@@ -247,13 +253,13 @@ typed("doctor of a typo", "no model", "doctor", "minnni")
 
 @case('did you mean "ViT-B-32"')
 def open_clip_typo(at: Path) -> Words:
-    pytest.importorskip("open_clip")
+    need("open_clip")
     return ["compare", colour_folder(at / "photos", each=4), "--model", "ViT-B32:laion2b_s34b_b79k"]
 
 
 @case('no pretrained tag|has no .*"laion3b"|laion3b')
 def open_clip_tag_typo(at: Path) -> Words:
-    pytest.importorskip("open_clip")
+    need("open_clip")
     return ["compare", colour_folder(at / "photos", each=4), "--model", "ViT-B-32:laion3b"]
 
 
@@ -262,14 +268,15 @@ def open_clip_layout(at: Path) -> Path:
     folder.mkdir()
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
-    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    look = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": look}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return folder
 
 
 @case("truncated|damaged|cannot be read|incomplete|not a")
 def truncated_checkpoint(at: Path) -> Words:
-    pytest.importorskip("open_clip")
+    need("open_clip")
     folder = open_clip_layout(at)
     (folder / "open_clip_model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{" + b" " * 20)
     return ["compare", colour_folder(at / "photos", each=4), "--model", folder]
@@ -277,7 +284,7 @@ def truncated_checkpoint(at: Path) -> Words:
 
 @case("pickle|code|weights|safetensors|refused")
 def checkpoint_with_code_in_it(at: Path) -> Words:
-    pytest.importorskip("open_clip")
+    need("open_clip")
 
     class Trap:
         def __reduce__(self):
@@ -328,9 +335,16 @@ typed("setting given twice", "is given twice",
 typed("method typo", 'no method "zero-shot"; did you mean "zero_shot"', "compare", "photos", "--methods", "zero-shot")
 typed("all methods and one", 'names or "all"', "compare", "photos", "--methods", "all,zero_shot")
 typed("methods of nothing", "--methods takes", "compare", "photos", "--methods", "")
-typed("template without a place", "must have one {}", "compare", "@photos", "--templates", "a photo of a {name}.")
-typed("template with two places", "must have one {}", "compare", "@photos", "--templates", "a {} of a {}.")
-typed("template of words", "neither a template", "compare", "@photos", "--templates", "a photo of a cat")
+typed(
+    "template without a place",
+    "no such file.*one sentence a line",
+    "compare",
+    "@photos",
+    "--templates",
+    "a photo of a {name}.",
+)
+typed("template with two places", "should hold {} once", "compare", "@photos", "--templates", "a {} of a {}.")
+typed("template of words", "no such file.*one sentence a line", "compare", "@photos", "--templates", "a photo of a cat")
 typed("names not there", "no such file", "compare", "@photos", "--names", "names.csv")
 typed("device typo", 'no device "cuba"; did you mean "cuda"', "compare", "@photos", "--device", "cuba")
 typed("device number", 'no device "cpu:x"', "compare", "@photos", "--device", "cpu:x")
@@ -346,13 +360,13 @@ def cuda_without_cuda(at: Path) -> Words:
     return ["compare", colour_folder(at / "photos", each=4), "--device", "cuda"]
 
 
-@case("no template")
+@case("there is no template")
 def templates_of_an_empty_file(at: Path) -> Words:
     (at / "templates.txt").write_text("\n\n")
     return ["compare", colour_folder(at / "photos", each=4), "--templates", "templates.txt"]
 
 
-@case("must have one {}")
+@case("templates.txt, 2: .*should hold {} once")
 def templates_file_with_a_bad_line(at: Path) -> Words:
     (at / "templates.txt").write_text("a photo of a {}.\na photo\n")
     return ["compare", colour_folder(at / "photos", each=4), "--templates", "templates.txt"]
@@ -485,7 +499,7 @@ def folder_without_a_picture(at: Path) -> Words:
 
 @case('belongs to the model "mini".*opened with "other"')
 def another_model(at: Path) -> Words:
-    pytest.importorskip("open_clip")
+    need("open_clip")
     return ["predict", winner(at), picture(at / "a.png"), "--model", "other"]
 
 
@@ -516,7 +530,7 @@ def export_to_nowhere(at: Path) -> Words:
 
 @case("holds|not an export|not empty")
 def export_to_a_folder_in_use(at: Path) -> Words:
-    pytest.importorskip("onnx")
+    need("onnx")
     (at / "out").mkdir()
     (at / "out" / "thesis.tex").write_text("mine")
     return ["export", winner(at), "--onnx", "out"]
@@ -620,27 +634,39 @@ def test_full_disk(diptych: Run, photos: Path, tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_real_full_disk(photos: Path, tmp_path: Path):
+@pytest.mark.parametrize("room", [200, 60_000])
+def test_real_full_disk(photos: Path, tmp_path: Path, room: int):
     """A limit on the size of files stands for a full disk: every write beyond it fails, those of libraries too."""
     resource = pytest.importorskip("resource")
-    program = "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    program += f"resource.setrlimit(resource.RLIMIT_FSIZE, (200, {resource.RLIM_INFINITY}))\n"
-    program += "from diptych.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    words = ["compare", str(photos), *QUICK, "--out", "out", "--model", "mini"]
-    environment = {**os.environ, "DIPTYCH_CACHE": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    program = f"""
+import resource, signal, sys
+import diptych.core.load
+from diptych.cli.main import main
+from fakes import colour_clip
+diptych.core.load.load = lambda name, device: colour_clip()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {resource.RLIM_INFINITY}))
+sys.exit(main(sys.argv[1:]))"""
+    words = ["compare", str(photos), *QUICK, "--out", "out"]
+    paths = {"DIPTYCH_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", program, *words],
+        cwd=tmp_path,
+        env={**os.environ, **paths, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2, done
-    assert "Traceback" not in done.stderr and done.stderr.startswith("error: "), done.stderr
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.safetensors"))
+    assert "Traceback" not in done.stderr and "bug in diptych" not in done.stderr, done.stderr
+    assert "too large" in done.stderr.lower() or "full" in done.stderr.lower(), done.stderr
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path):
     command = f'"{sys.executable}" -m diptych.cli.main systems | true; exit "${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert done.stderr == "", done
-    assert done.returncode in (0, 141)
+    assert done.returncode in (0, 1, 141)  # 1: rich's own way to end
 
 
 # -- what looks bad and must work ------------------------------------------------------------------------------------
