@@ -42,7 +42,10 @@ class CLIP(nn.Module):
 
     name: what people call it; source: what `diptych.load` opens again; tokenizer, preprocess: what the towers were
     trained with; logit_scale: the multiplier of the cosine (exp of the stored parameter, e.g. 100).
+    origin: the library and config the towers were built from, which `core.save` writes; None where unknown.
     """
+
+    origin: dict[str, Any] | None = None
 
     def __init__(
         self,

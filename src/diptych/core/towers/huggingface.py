@@ -4,6 +4,7 @@ Blocks are run one by one from their own weights, so that prompts and taps need 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -189,6 +190,7 @@ class CLIPText(_CLIPHalf):
         self.width, self.depth = config.hidden_size, config.num_hidden_layers
         self.embed_dim = projection.out_features
         self.context_length = config.max_position_embeddings
+        self.eos_id = config.eos_token_id
 
     def forward(
         self, inputs: Tensor | Tokens, *, prompts: Prompts = (), taps: Sequence[Tap] = (), tokens: bool = False
@@ -196,10 +198,17 @@ class CLIPText(_CLIPHalf):
         assert isinstance(inputs, Tokens)
         self.check(prompts, taps)
         codes = self.model.embeddings.position_embedding.weight
+        inputs = replace(inputs, end=self.find_end(inputs.ids))
         hidden, texts = embed_words(self.embed(inputs.ids), inputs, prompts, codes)
         hidden, texts, taken = self.run_texts(hidden, texts, prompts, taps)
         hidden = self.model.final_layer_norm(hidden)
         return TowerOutput(self.projection(rows_at(hidden, texts.end)), hidden if tokens else None, taken)
+
+    def find_end(self, ids: Tensor) -> Tensor:
+        """[B]; transformers keeps the older models' rule, the highest id, where their config says eos_token_id = 2."""
+        if self.eos_id == 2:
+            return ids.argmax(-1)
+        return (ids == self.eos_id).int().argmax(-1)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.embeddings.token_embedding(ids)

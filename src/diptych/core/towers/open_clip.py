@@ -1,6 +1,7 @@
 """Towers of open_clip's own classes: its vision transformer, its text transformer, its ResNets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,6 +139,7 @@ class TransformerText(_ResBlocks):
         self.pool_type = getattr(text, "text_pool_type", None) or text.pool_type
         if self.pool_type not in ("argmax", "eos", "first", "last") and self.cls_emb is None:
             raise Unsupported(f"text pooling {self.pool_type!r} gives no embedding")
+        self.eos_id = getattr(text, "text_eos_id", None) or text.eos_id
         self.masks_padding = getattr(text, "use_pad_mask", False)
         self.corrected = getattr(text, "correct_cls_mask", False)
         self.pad_id = getattr(text, "pad_id", 0)
@@ -166,6 +168,7 @@ class TransformerText(_ResBlocks):
         if self.masks_padding or self.cls_emb is not None:  # the source masks by id
             inputs = Tokens(inputs.ids, inputs.ids != self.pad_id, inputs.end, inputs.name_end)
         codes = self.positional_embedding
+        inputs = replace(inputs, end=self.find_end(inputs))
         hidden, texts = embed_words(self.embed(inputs.ids), inputs, prompts, codes[: self.context_length])
         if self.cls_emb is not None:
             start = (self.cls_emb + codes[-1]).to(hidden.dtype).expand(len(hidden), 1, -1)
@@ -178,6 +181,12 @@ class TransformerText(_ResBlocks):
         elif self.text_projection is not None:
             pooled = pooled @ self.text_projection
         return TowerOutput(pooled, last if tokens else None, taken)
+
+    def find_end(self, tokens: Tokens) -> Tensor:
+        """Where the source reads the text: [B]."""
+        if self.pool_type == "argmax":
+            return tokens.ids.argmax(-1)
+        return (tokens.ids == self.eos_id).int().argmax(-1) if self.pool_type == "eos" else tokens.end
 
     def seen(self, tokens: Tokens) -> Tensor | None:
         if not (self.masks_padding or self.cls_emb is not None):
