@@ -16,25 +16,6 @@ from diptych.data.support import CROP, Support
 
 NAMES = ("cat", "polar bear", "dog", "old oak tree")
 WORDS = "a photo of picture cat polar bear dog old oak tree fish house . the very long name".split()  # noqa: SIM905
-    "a",
-    "photo",
-    "of",
-    "picture",
-    "cat",
-    "polar",
-    "bear",
-    "dog",
-    "old",
-    "oak",
-    "tree",
-    "fish",
-    "house",
-    ".",
-    "the",
-    "very",
-    "long",
-    "name",
-]
 SIDE = 16
 CONTEXT = 24
 
