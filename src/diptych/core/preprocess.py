@@ -14,6 +14,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+SLIVER = 100  # long over short side, beyond which a picture is cut before its short side is resized
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Preprocess:
         if self.resize == "squash":
             return image.resize((self.size, self.size), resampling)
         if self.resize == "shortest":
+            most = SLIVER * min(width, height)  # a line of 1 x 60000 pixels would grow to gigabytes, to be cut off
+            if max(width, height) > most:
+                left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+                image = image.crop((left, top, min(width, left + most), min(height, top + most)))
+                width, height = image.size
             scale_to = (
                 (self.size, int(self.size * height / width))
                 if width <= height
@@ -51,7 +57,7 @@ class Preprocess:
             top = round((image.height - self.size) / 2)
             return image.crop((left, top, left + self.size, top + self.size))
         scale = self.size / max(width, height)
-        image = image.resize((round(width * scale), round(height * scale)), resampling)
+        image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), resampling)
         canvas = Image.new("RGB", (self.size, self.size), (self.fill,) * 3)
         canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
         return canvas
