@@ -1,6 +1,7 @@
 """Writing so that nothing half-written is left behind."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +39,30 @@ def write_atomically(path: Path | str, data: bytes) -> Path:
     with atomic(path) as temporary:
         temporary.write_bytes(data)
     return path
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to write to; takes the place of `path`, whatever is there, when the block ends.
+
+    Vanishes when the block fails. Raises DiptychError where the disk is full or the place cannot be written.
+    """
+    path = path.resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        around = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", dir=path.parent))
+    except OSError as error:
+        raise DiptychError(f"cannot write {path}: {error.strerror}; choose another place") from error
+    new, old = around / "new", around / "old"
+    try:
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.rename(path, old)
+        os.rename(new, path)
+    except OSError as error:
+        raise DiptychError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if old.exists() and not path.exists():  # the second rename failed
+            os.rename(old, path)
+        shutil.rmtree(around, ignore_errors=True)
