@@ -7,13 +7,9 @@ written is then run beside the classifier; where they differ, nothing is left be
 import copy
 import importlib.util
 import json
-import os
 import runpy
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,20 +21,17 @@ from torch.nn import functional as F
 
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
-from diptych.core.heads import Gaussian, Head, Linear, TextRows
+from diptych.core.heads import Cache, Gaussian, Head, Linear, Neighbours, TextRows
 from diptych.core.preprocess import Preprocess
 from diptych.core.tower import Tower
-from diptych.errors import DiptychError, missing_extra
+from diptych.errors import DiptychError, Unsupported, missing_extra
+from diptych.files import atomic_folder
 
 TOLERANCE = 1e-4
 SCRIPT = Path(__file__).with_name("standalone.py")
 FORMAT = "diptych export 1"
 SINGLE_FILE = 1 << 30  # bytes of weights; ONNX files end at 2 GB, so that larger models put theirs beside the graph
 FILES = ("README.md", "labels.json", "model.onnx", "model.onnx.data", "predict.py", "preprocessing.json")
-LIBRARIES = (  # name, kinds of picture towers, kinds of text towers
-    ("open_clip", ("open_clip.", "timm."), ("open_clip.", "huggingface.")),
-    ("Hugging Face CLIP", ("huggingface.CLIP",), ("huggingface.CLIP",)),
-)
 OUTPUTS = ("probabilities", "embedding")
 
 README = """# {classes} classes, recognised by {system} on {base}
@@ -106,7 +99,7 @@ def export(
     clip = classifier.base_clip(clip, model)
     place = Path(folder)
     check_place(place)
-    with replacing(place) as temporary:
+    with atomic_folder(place) as temporary:
         program = Exported(classifier, clip).eval()
         write_onnx(program, clip.preprocess, temporary / "model.onnx")
         labels = {
@@ -153,13 +146,16 @@ class Exported(nn.Module):
         for i, prompt in enumerate(self.prompts):
             self.register_buffer(f"prompt_{i}", prompt.tokens.float().cpu())
         for name, tensor in tensors.items():
-            self.register_buffer(f"head_{name}", tensor.float().cpu() if tensor.is_floating_point() else tensor.cpu())
+            self.register_buffer(
+                f"head_{name}", tensor.float().cpu() if tensor.is_floating_point() else tensor.long().cpu()
+            )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         prompts = [replace(p, tokens=self.get_buffer(f"prompt_{i}")) for i, p in enumerate(self.prompts)]
         embedding = self.tower(pixels, prompts=prompts).embedding
         head = replace(self.head, **{name: self.get_buffer(f"head_{name}") for name in self.of_head})
-        return (head.logits(F.normalize(embedding, dim=-1)) / self.temperature).softmax(dim=-1), embedding
+        logits = logits_of(head, F.normalize(embedding, dim=-1))
+        return (logits / self.temperature).softmax(dim=-1), embedding
 
 
 def merged(tower: Tower, changed: dict[str, Tensor]) -> Tower:
@@ -180,14 +176,26 @@ def as_matrix(head: Head) -> Head:
     return head
 
 
+def logits_of(head: Head, x: Tensor) -> Tensor:
+    """`head.logits` of the whole batch at once: a graph cannot cut a batch of any size into parts."""
+    if isinstance(head, Neighbours):
+        return head.vote(*head.nearest(x))
+    if isinstance(head, Cache):
+        values = F.one_hot(head.labels, len(head.rows)).to(x.dtype)
+        affinity = (-head.beta * (1 - x @ head.keys.T)).exp()
+        return head.scale * x @ head.rows.T + head.alpha * affinity @ values
+    return head.logits(x)
+
+
 def write_onnx(program: Exported, preprocess: Preprocess, path: Path) -> None:
     """Trace with any batch size, name inputs and outputs, and drop what tells of this machine."""
     pixels = torch.zeros(2, 3, preprocess.size, preprocess.size)
-    shapes = {"pixels": {0: torch.export.Dim("batch")}}
     weights = sum(t.nbytes for t in (*program.parameters(), *program.buffers()))
     try:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
-            # strict: the batch size stays open where a tower asks for len(tensor), which plain tracing would fix
+            # A named Dim refuses a graph that would be right for some batch sizes alone. strict: the size stays open
+            # where a tower asks for len(tensor), which plain tracing would fix.
+            shapes = {"pixels": {0: torch.export.Dim("batch")}}
             traced = torch.export.export(program, (pixels,), dynamic_shapes=shapes, strict=True)
             onnx = torch.onnx.export(traced, dynamo=True, dynamic_shapes=shapes, verbose=False)
     except Exception as error:  # tracing runs foreign towers and raises anything at all
@@ -206,30 +214,6 @@ def write_onnx(program: Exported, preprocess: Preprocess, path: Path) -> None:
     for node in graph:
         node.metadata_props.clear()  # stack traces with paths of this machine
     onnx.save(path, external_data=weights > SINGLE_FILE)
-
-
-@contextmanager
-def replacing(place: Path) -> Iterator[Path]:
-    """A temporary folder beside `place`; takes its place when the block ends, vanishes when it fails."""
-    place = place.resolve()
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        around = Path(tempfile.mkdtemp(prefix=f".{place.name[:80]}.", dir=place.parent))
-    except OSError as error:
-        raise DiptychError(f"cannot write {place}: {error.strerror}; choose another folder") from error
-    new, old = around / "new", around / "old"
-    try:
-        new.mkdir()
-        yield new
-        if place.exists():
-            os.rename(place, old)
-        os.rename(new, place)
-    except OSError as error:
-        raise DiptychError(f"cannot write {place}: {error.strerror or error}") from error
-    finally:
-        if old.exists() and not place.exists():  # the second rename failed
-            os.rename(old, place)
-        shutil.rmtree(around, ignore_errors=True)
 
 
 def check_place(place: Path) -> None:
@@ -308,25 +292,23 @@ def made_up_pictures() -> Iterator[Image.Image]:
 
 
 def forms(classifier: Classifier, clip: CLIP) -> tuple[dict[str, str], dict[str, str]]:
-    """What else the classifier can become, and how; what it cannot, and why."""
+    """What the classifier can become, and how; what it cannot, and why."""
+    from diptych.core.save import merged as merged_tensors
+    from diptych.core.save import refuse_open_clip
+
     can, cannot = {"ONNX": "model.onnx, which onnxruntime and its kin run anywhere"}, {}
     head = type(classifier.head).__name__
     if isinstance(as_matrix(classifier.head), Linear):
         can["one matrix"] = f"its {head} head is one weight and bias on the unit embedding"
     else:
         cannot["one matrix"] = f"its {head} head compares with stored pictures"
-    kinds = {name: tower.kind for name, tower in clip.towers.items()}
-    edited = [name for name in kinds if classifier.edits.of(name)]
-    prompted = [name for name in edited if classifier.edits.of(name).prompts]
-    for library, image_kinds, text_kinds in LIBRARIES:
-        foreign = [
-            f"its {name} tower ({kind}) is not one of {library}'s"
-            for name, kind in kinds.items()
-            if not str(kind).startswith({"image": image_kinds, "text": text_kinds}.get(name, ()))
-        ]
-        foreign += [f"{library} has no place for the prompts in its {name} tower" for name in prompted]
-        if foreign:
-            cannot[library] = "; ".join(foreign)
-        else:
-            can[library] = "its two towers are that library's" + (", edits merged" if edited else "")
+    try:
+        base, _ = merged_tensors(classifier.clip(clip))
+        if base.origin is None:
+            raise Unsupported(f"what {base.name} was built from is not known")
+        refuse_open_clip(base, base.origin)
+        can["open_clip"] = 'its towers, edits merged: diptych.save(classifier.clip(clip), folder, layout="open_clip")'
+    except Unsupported as error:
+        cannot["open_clip"] = str(error)
+    cannot["Hugging Face"] = "diptych reads CLIP folders of transformers but writes none"
     return can, cannot

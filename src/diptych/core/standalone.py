@@ -51,6 +51,11 @@ def preprocess(image, size, mean, std, interpolation, resize, fill):
     if resize == "squash":
         image = image.resize((size, size), resampling)
     elif resize == "shortest":
+        most = 100 * min(width, height)  # longer pictures are cut first
+        if max(width, height) > most:
+            left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+            image = image.crop((left, top, min(width, left + most), min(height, top + most)))
+            width, height = image.size
         wide = width > height
         to = (int(size * width / height), size) if wide else (size, int(size * height / width))
         image = image.resize(to, resampling) if image.size != to else image
@@ -58,7 +63,7 @@ def preprocess(image, size, mean, std, interpolation, resize, fill):
         image = image.crop((left, top, left + size, top + size))
     else:
         scale = size / max(width, height)
-        small = image.resize((round(width * scale), round(height * scale)), resampling)
+        small = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), resampling)
         image = Image.new("RGB", (size, size), (fill,) * 3)
         image.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
     array = np.asarray(image, dtype=np.float32) / 255
