@@ -14,8 +14,8 @@ import torch
 from fakes import COLOURS, colour_clip, colour_folder
 from PIL import Image
 
-from diptych.compare import predict as module
-from diptych.compare.predict import Prediction, find_pictures, predict, table, to_csv, to_json
+from diptych.comparison import predict as module
+from diptych.comparison.predict import Prediction, find_pictures, predict, table, to_csv, to_json
 from diptych.core.classifier import Base, Classifier
 from diptych.core.clip import CLIP
 from diptych.core.edits import Edits, TowerEdits
@@ -105,9 +105,9 @@ def test_from_a_file_and_the_model_it_names(
     assert predict(str(path), str(photos), model="other place")[0].label == "blue"
     assert asked == ["colours", "other place"]
     lost = replace(classifier, base=replace(classifier.base, source="nowhere"))
-    with pytest.raises(DiptychError, match='needs the model "colours".*no model there.*--model'):
+    with pytest.raises(DiptychError, match=r'needs the model "colours".*no model there.*--model'):
         predict(lost, photos)
-    with pytest.raises(DiptychError, match="^no model there"):
+    with pytest.raises(DiptychError, match=r"^no model there"):
         predict(lost, photos, model="nowhere")
 
 
@@ -115,7 +115,7 @@ def test_another_base_model_is_refused_by_both_names(classifier: Classifier, pho
     other = colour_clip("other")
     with torch.no_grad():
         other.image.get_parameter("scale").mul_(2)
-    with pytest.raises(DiptychError, match='"colours".*opened with "other"'):
+    with pytest.raises(DiptychError, match=r'"colours".*opened with "other"'):
         predict(classifier, photos, clip=other)
 
 
@@ -183,7 +183,7 @@ def test_paths_that_are_not_there(clip: CLIP, classifier: Classifier, photos: Pa
     with pytest.raises(DiptychError, match="no pictures given"):
         predict(classifier, [], clip=clip)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DiptychError, match="no pictures in .*empty"):
+    with pytest.raises(DiptychError, match=r"no pictures in .*empty"):
         predict(classifier, tmp_path / "empty", clip=clip)
     with pytest.raises(DiptychError, match="threshold"):
         predict(classifier, photos, clip=clip, threshold=50)
