@@ -18,8 +18,8 @@ VERBS = {
     "load": ("diptych.core.load", "load"),
     "save": ("diptych.core.save", "save"),
     "task": ("diptych.data.task", "make_task"),
-    "compare": ("diptych.compare.run", "compare"),
-    "predict": ("diptych.compare.predict", "predict"),
+    "compare": ("diptych.comparison.run", "compare"),
+    "predict": ("diptych.comparison.predict", "predict"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.doctor", "doctor"),
@@ -32,8 +32,8 @@ VERBS = {
 __all__ = ["__version__", *VERBS]
 
 if TYPE_CHECKING:
-    from diptych.compare.predict import predict as predict
-    from diptych.compare.run import compare as compare
+    from diptych.comparison.predict import predict as predict
+    from diptych.comparison.run import compare as compare
     from diptych.core.classifier import Classifier as Classifier
     from diptych.core.clip import CLIP as CLIP
     from diptych.core.export import export as export

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from diptych.compare.summary import Summary, Winner
+from diptych.comparison.summary import Summary, Winner
 
 # method: accuracy at 1, 4, 16 shots; fit seconds; trainable; can name new classes
 METHODS = {

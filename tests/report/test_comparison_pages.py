@@ -11,8 +11,8 @@ import made_up
 import numpy as np
 import pytest
 
-from diptych.compare.pages import comparison_report, results_json, write_json, write_report
-from diptych.compare.summary import Summary
+from diptych.comparison.pages import comparison_report, results_json, write_json, write_report
+from diptych.comparison.summary import Summary
 from diptych.report.html import render
 
 

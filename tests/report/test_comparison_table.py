@@ -5,8 +5,8 @@ import made_up
 import pytest
 from rich.console import Console
 
-from diptych.compare.summary import Summary
-from diptych.compare.table import footnotes, render_table, seconds_words
+from diptych.comparison.summary import Summary
+from diptych.comparison.table import footnotes, render_table, seconds_words
 
 
 def printed(summary: Summary, width: int) -> str:

@@ -80,7 +80,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_plots_leave_no_trace_and_import_late() -> None:
     code = (
-        "import sys, diptych.report, diptych.compare.pages, diptych.compare.table\n"
+        "import sys, diptych.report, diptych.comparison.pages, diptych.comparison.table\n"
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules\n"
         "import matplotlib; before = matplotlib.rcParams.copy()\n"
         "from diptych.report.plots import bars; from diptych.report.svg import to_svg\n"

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from diptych.compare.stats import (
+from diptych.comparison.stats import (
     accuracy,
     class_recall,
     confusion,

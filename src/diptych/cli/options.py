@@ -156,36 +156,6 @@ def run_folder(word: str) -> Path:
     return path
 
 
-def templates(words: Sequence[str]) -> tuple[str, ...]:
-    """Templates themselves, or a file with one a line; each has one {} where the class name goes."""
-    found: list[str] = []
-    for word in words:
-        if "{" in word:
-            found.append(word)
-            continue
-        path = Path(word).expanduser()
-        if not path.is_file():
-            raise DiptychError(f'--templates "{word}" is neither a template such as "a photo of a {{}}." nor a file')
-        found += lines_of(path, "--templates")
-    for template in found:
-        if template.count("{}") != 1 or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
-            raise DiptychError(
-                f'--templates: "{template}" must have one {{}} where the class name goes, as in "a photo of a {{}}."'
-            )
-    if not found:
-        raise DiptychError('--templates: no template there; one a line, such as "a photo of a {}."')
-    return tuple(dict.fromkeys(found))
-
-
-def lines_of(path: Path, option: str) -> list[str]:
-    """The lines of a text file without the empty ones."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DiptychError(f"{option}: {path} is not UTF-8 text") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def split(words: str, option: str, example: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     if not found:
@@ -198,17 +168,14 @@ def model(name: str) -> None:
     path = Path(name).expanduser()
     if not name.strip():
         raise DiptychError("--model takes mini, an open_clip NAME:TAG, or a file or folder; not nothing")
-    if name == "mini" or path.exists():
+    if name == "mini" or name.startswith("hf-hub:") or path.exists():
         return
     architecture, _, tag = name.partition(":")
-    if "/" in tag and not Path(tag).expanduser().exists():
-        raise DiptychError(f'model "{name}": there is no file {tag}')
-    known = open_clip_names()
-    if architecture in known or (not known and "/" not in name):
-        return  # the rest is for the loader to say
-    if name.startswith((".", "/", "~")):
+    if name.startswith((".", "/", "~")) and not tag:
         raise DiptychError(f'model "{name}": there is no such file or folder')
-    raise DiptychError(f'no model "{name}"{nearest(architecture, ["mini", *known])}')
+    known = open_clip_names()
+    if known and architecture.replace("/", "-") not in known:
+        raise DiptychError(f'no model "{name}"{nearest(architecture, ["mini", *known])}')
 
 
 def open_clip_names() -> list[str]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.compare.plan import Cell, Shots
-from diptych.compare.stats import accuracy, ece, macro_recall
+from diptych.comparison.plan import Cell, Shots
+from diptych.comparison.stats import accuracy, ece, macro_recall
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.data.records import Records

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.compare.stats import class_recall, confusion, reliability
-from diptych.compare.summary import REFERENCE, Standing, Summary, Winner, results_json, shots_words, write_json
-from diptych.compare.table import (
+from diptych.comparison.stats import class_recall, confusion, reliability
+from diptych.comparison.summary import REFERENCE, Standing, Summary, Winner, results_json, shots_words, write_json
+from diptych.comparison.table import (
     comparison_table,
     count_words,
     footnotes,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.compare.cell import run_cell
-from diptych.compare.folder import Probabilities, RunFolder, hash_of
-from diptych.compare.plan import (
+from diptych.comparison.cell import run_cell
+from diptych.comparison.folder import Probabilities, RunFolder, hash_of
+from diptych.comparison.plan import (
     Cell,
     Plan,
     Shots,
@@ -24,8 +24,8 @@ from diptych.compare.plan import (
     measure_speed,
     wanted_views,
 )
-from diptych.compare.summary import Summary, Winner
-from diptych.compare.winner import Choice, choose, refit
+from diptych.comparison.summary import Summary, Winner
+from diptych.comparison.winner import Choice, choose, refit
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
@@ -62,14 +62,14 @@ class Comparison:
 
     def predict(self, pictures: Sequence[str | Path] | str | Path, **options: Any):
         """The winner on new pictures: see `diptych.predict`."""
-        from diptych.compare.predict import predict
+        from diptych.comparison.predict import predict
 
         return predict(self.winner, pictures, clip=self.clip, **options)
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        from diptych.compare.table import render_table
+        from diptych.comparison.table import render_table
 
         console = Console(width=120)
         with console.capture() as text:
@@ -405,7 +405,7 @@ def key(row: dict[str, Any]) -> tuple[str, Shots, int]:
 
 
 def publish(summary: Summary, folder: RunFolder) -> None:
-    from diptych.compare.pages import write_json, write_report
+    from diptych.comparison.pages import write_json, write_report
 
     write_json(summary, folder.path / "results.json")
     write_report(folder.path / "report.html", summary)

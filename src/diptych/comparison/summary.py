@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.compare.stats import Bootstrap, Interval, correct, paired_bootstrap
+from diptych.comparison.stats import Bootstrap, Interval, correct, paired_bootstrap
 from diptych.files import write_atomically
 
 REFERENCE = "zero_shot"  # what every method is compared with

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from diptych.compare.stats import Interval
-from diptych.compare.summary import REFERENCE, Standing, Summary, shots_words
+from diptych.comparison.stats import Interval
+from diptych.comparison.summary import REFERENCE, Standing, Summary, shots_words
 from diptych.report import Cell, Column, Table
 
 if TYPE_CHECKING:

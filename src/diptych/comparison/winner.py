@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diptych.compare.cell import support_of
-from diptych.compare.summary import REFERENCE
+from diptych.comparison.cell import support_of
+from diptych.comparison.summary import REFERENCE
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.data.task import Task

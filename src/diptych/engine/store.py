@@ -75,18 +75,22 @@ class Space:
         self.refresh()
 
     def refresh(self) -> None:
+        """Read the index; rows that the file no longer holds are forgotten."""
+        whole = self.whole_rows()
         with index(self.folder) as db:
-            rows = db.execute("SELECT key, row, seconds FROM rows WHERE space = ?", (self.name,))
-            self.known = {bytes(key): (row, seconds) for key, row, seconds in rows}
-        size = self.data.stat().st_size if self.data.exists() else 0
-        complete = size // (4 * self.width)
-        self.known = {key: value for key, value in self.known.items() if value[0] < complete}
+            rows = db.execute("SELECT key, row, seconds FROM rows WHERE space = ?", (self.name,)).fetchall()
+            if any(row >= whole for _, row, _ in rows):
+                db.execute("DELETE FROM rows WHERE space = ? AND row >= ?", (self.name, whole))
+        self.known = {bytes(key): (row, seconds) for key, row, seconds in rows if row < whole}
+
+    def whole_rows(self) -> int:
+        return self.data.stat().st_size // (4 * self.width) if self.data.exists() else 0
 
     def read(self, keys: Sequence[bytes]) -> np.ndarray:
         """[len(keys), width]; all must be known."""
         if not keys:
             return np.empty((0, self.width), np.float32)
-        rows = np.memmap(self.data, np.float32, "r").reshape(-1, self.width)
+        rows = np.memmap(self.data, np.float32, "r", shape=(self.whole_rows(), self.width))
         return rows[[self.known[key][0] for key in keys]]
 
     def seconds(self, keys: Sequence[bytes]) -> float:

@@ -18,7 +18,7 @@ from diptych.errors import DiptychError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from diptych.compare.run import Comparison
+    from diptych.comparison.run import Comparison
     from diptych.data.task import Task
 
 PLACE = 1
@@ -35,8 +35,9 @@ diptych compare ./photos --set knn.k=1,5,20 --methods zero_shot,knn
 def options(parser: Parser) -> None:
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="your pictures; without it, the built-in drawings")
-    add("--names", metavar="FILE", help="words to use for each class: a CSV line a folder, such as n01440764,tench")
-    add("--templates", nargs="+", metavar="T", help='"a photo of a {}." ..., or a file with one a line')
+    add("--names", metavar="FILE", help="the words for each class: a CSV, TSV or JSON, such as n01440764,tench")
+    add("--templates", action="append", metavar="T",
+        help='a file with one a line, or one such as "a photo of a {}." (repeat for several)')  # fmt: skip
     add("--image", metavar="COLUMN", help="the column of pictures, where the source is a table")
     add("--label", metavar="COLUMN", help="the column of labels")
     add("--group", metavar="COLUMN", help="pictures of one burst, patient or product: never on both sides of a split")
@@ -75,7 +76,7 @@ def run(given: argparse.Namespace) -> int:
     hold_to_one_thread()
     device = choose_device(given.device)
     clip = open_model(given.model, console)
-    from diptych.compare.run import compare
+    from diptych.comparison.run import compare
 
     comparison = compare(
         clip,
@@ -99,8 +100,10 @@ def run(given: argparse.Namespace) -> int:
 
 def check(given: argparse.Namespace) -> None:
     """What can be seen to be wrong without torch, pictures or a model."""
-    given.templates = given.templates and read.templates(given.templates)
-    given.source = given.source if given.source is None else str(given.source)
+    from diptych.data.names import read_templates
+
+    if given.templates:
+        given.templates = read_templates(given.templates[0] if len(given.templates) == 1 else given.templates)
     columns = [o for o in ("image", "label", "group") if getattr(given, o)]
     if given.source is not None and not given.source.strip():
         raise DiptychError("SOURCE is empty; give a folder with one folder of pictures for each class")
@@ -113,7 +116,7 @@ def check(given: argparse.Namespace) -> None:
         raise DiptychError(f"--set {again} is given twice; several values are one list: --set {again}=1,2")
     read.model(given.model)
     if given.settings:  # the fields are in the systems' files, which need torch
-        from diptych.compare.plan import choose_systems
+        from diptych.comparison.plan import choose_systems
 
         choose_systems(given.methods, dict(given.settings))
 
@@ -150,7 +153,7 @@ def open_model(name: str, console: "Console") -> Any:
 
 
 def show(comparison: "Comparison", console: "Console") -> None:
-    from diptych.compare.table import render_table
+    from diptych.comparison.table import render_table
 
     folder = comparison.folder
     console.print()

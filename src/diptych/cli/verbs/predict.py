@@ -36,7 +36,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json and given.csv:
         raise DiptychError("predict: --json or --csv, not both")
     read.classifier(given.classifier)
-    from diptych.compare.predict import find_pictures, predict, table, to_csv, to_json
+    from diptych.comparison.predict import find_pictures, predict, table, to_csv, to_json
 
     find_pictures(given.pictures)  # what is not there is said before a model is opened
     from rich.console import Console
