@@ -1,0 +1,215 @@
+"""What classes look like, in words: banks of descriptors from JSON, from a language model, or built in.
+
+A bank is a JSON object {"class": ["descriptor", ...]}; a word in place of the list means "as that other class". Names
+match whatever their case, spaces and underscores. The built-in bank is written for diptych.
+"""
+
+import hashlib
+import json
+import os
+import random
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from diptych.data.paths import cache_dir
+from diptych.errors import DiptychError, missing_extra
+from diptych.files import atomic
+
+Bank = dict[str, tuple[str, ...]]
+BUILT_IN = Path(__file__).with_suffix(".json")
+LENGTH = 100  # tokens a language model may answer with
+
+# Two worked examples and an open question, as the paper asks (arXiv 2210.07183, section 2); the words are ours.
+PROMPT = """\
+Q: Which visual features tell an otter in a photo?
+A: An otter in a photo can be told by these visual features:
+- a swimming mammal
+- dense brown fur, often wet
+- a broad flat head
+- small round ears
+- long whiskers
+- webbed feet
+- a thick tail that ends in a point
+
+Q: Which visual features tell a kettle in a photo?
+A: A kettle in a photo can be told by these visual features:
+- a kitchen device
+- a round body of steel or plastic
+- a spout
+- a large handle
+- a lid on top
+- a switch or a light
+- steam
+- a base with a cable
+
+Q: Which visual features tell a {} in a photo?
+A: A {} in a photo can be told by these visual features:
+-"""
+
+
+def key(name: str) -> str:
+    """What names are compared by: their letters and digits, without case."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def read_bank(path: str | Path | None = None) -> Bank:
+    """A bank from a JSON file; None for the built-in one. Raises DiptychError saying what is wrong where."""
+    path = Path(path or BUILT_IN)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DiptychError(f"cannot read the descriptions at {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DiptychError(f'{path} is not JSON ({error}); a bank is {{"class": ["descriptor", ...]}}') from error
+    if not isinstance(found, dict):
+        raise DiptychError(f'{path} should hold an object {{"class": ["descriptor", ...]}}')
+    bank: Bank = {}
+    for name, value in found.items():
+        listed = found.get(value) if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(d, str) for d in listed):
+            raise DiptychError(f'"{name}" in {path} should be a list of descriptors, or the name of a class with one')
+        bank[name] = tuple(d.strip() for d in listed if d.strip())
+    return bank
+
+
+def lookup(bank: Bank, names: Iterable[str]) -> Bank:
+    """The descriptors of these classes, under these names; classes without any are left out."""
+    by_key = {key(name): descriptors for name, descriptors in bank.items() if descriptors}
+    return {name: by_key[key(name)] for name in names if key(name) in by_key}
+
+
+class LanguageModel(Protocol):
+    """All that is asked of a language model."""
+
+    def complete(self, prompt: str) -> str:
+        """The text that follows the prompt, without randomness."""
+        ...
+
+
+def parse(completion: str) -> tuple[str, ...]:
+    """The bullets "- ..." of an answer; the first may have been opened by the prompt. What follows a new Q: is cut."""
+    answer = completion.split("Q:")[0]
+    lines = (answer if answer.lstrip().startswith("- ") else f"- {answer.lstrip(' ')}").split("\n")
+    bullets = (line.strip()[2:].strip() for line in lines if line.strip().startswith("- "))
+    return tuple(dict.fromkeys(b for b in bullets if b))
+
+
+def describe(
+    names: Sequence[str], model: LanguageModel, store: Path, progress: Callable[[int, int], None] | None = None
+) -> Bank:
+    """Ask once for each class that `store` does not hold yet; each answer is kept as it comes."""
+    bank = read_bank(store) if store.exists() else {}
+    for done, name in enumerate(names):
+        if name not in bank:
+            bank[name] = parse(model.complete(PROMPT.replace("{}", name.replace("_", " "))))
+            with atomic(store) as path:
+                path.write_text(json.dumps(bank, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if progress:
+            progress(done + 1, len(names))
+    return {name: bank[name] for name in names}
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A causal language model of a folder (transformers layout) or a .gguf file, greedy; nothing is downloaded."""
+
+    path: Path
+
+    @cached_property
+    def parts(self) -> tuple[Any, Any]:
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise missing_extra(
+                "transformers", "huggingface", "describing classes by a local language model"
+            ) from error
+        folder, extra = self.path, {"local_files_only": True}
+        if self.path.suffix == ".gguf":
+            folder, extra = self.path.parent, {**extra, "gguf_file": self.path.name}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
+            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **extra)
+        except (OSError, ValueError, ImportError) as error:
+            raise DiptychError(f"cannot open a language model at {self.path}: {error}") from error
+        return tokenizer, model.eval()
+
+    def complete(self, prompt: str) -> str:
+        tokenizer, model = self.parts
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        made = model.generate(ids, max_new_tokens=LENGTH, do_sample=False, pad_token_id=pad)
+        return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server, such as http://localhost:8080/v1. Its key is read from DIPTYCH_LLM_KEY, if set."""
+
+    url: str
+    model: str = ""
+    timeout: float = 120.0
+
+    def complete(self, prompt: str) -> str:
+        asked: dict[str, Any] = {"temperature": 0, "max_tokens": LENGTH}
+        if self.model:
+            asked["model"] = self.model
+        try:
+            return self.ask("completions", asked | {"prompt": prompt})["text"]
+        except urllib.error.HTTPError as error:
+            if error.code not in (400, 404, 405):
+                raise self.failed(error) from error
+        try:  # a server that only talks
+            message = self.ask("chat/completions", asked | {"messages": [{"role": "user", "content": prompt}]})
+            return message["message"]["content"]
+        except urllib.error.HTTPError as error:
+            raise self.failed(error) from error
+
+    def ask(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The first choice of an answer. Raises HTTPError for a refusal, DiptychError for everything else."""
+        headers = {"Content-Type": "application/json"}
+        if secret := os.environ.get("DIPTYCH_LLM_KEY"):
+            headers["Authorization"] = f"Bearer {secret}"
+        request = urllib.request.Request(f"{self.url.rstrip('/')}/{verb}", json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                return json.load(answer)["choices"][0]
+        except urllib.error.HTTPError:
+            raise
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise self.failed(error) from error
+
+    def failed(self, error: Exception) -> DiptychError:
+        return DiptychError(f"the language model at {self.url} did not answer: {error}")
+
+
+def language_model(source: str, model: str = "") -> LanguageModel | None:
+    """What `source` names, if it names a language model: an http(s) address, a folder or a .gguf file."""
+    if source.startswith(("http://", "https://")):
+        return Endpoint(source, model)
+    path = Path(source).expanduser()
+    return LocalModel(path) if source and (path.suffix == ".gguf" or path.is_dir()) else None
+
+
+def answers_file(source: str, model: str = "") -> Path:
+    """Where the answers of a language model are kept: one file a model and prompt."""
+    name = hashlib.sha256(json.dumps([source, model, PROMPT]).encode()).hexdigest()[:16]
+    return cache_dir() / "descriptions" / f"{name}.json"
+
+
+def shuffled(bank: Bank, seed: int = 0) -> Bank:
+    """A control: every class gets the descriptors of another one."""
+    names = sorted(bank)
+    random.Random(seed).shuffle(names)
+    return {name: bank[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
+
+
+def random_words(bank: Bank, seed: int = 0) -> Bank:
+    """A control: as many descriptors of as many words, each word drawn from the whole bank."""
+    rng = random.Random(seed)
+    words = sorted({word for descriptors in bank.values() for d in descriptors for word in d.split()})
+    return {name: tuple(" ".join(rng.choice(words) for _ in d.split()) for d in bank[name]) for name in sorted(bank)}

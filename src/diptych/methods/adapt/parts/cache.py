@@ -1,0 +1,35 @@
+"""The key-value cache that `tip_adapter` and `tip_adapter_f` share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.core.clip import CLIP
+from diptych.core.heads import Cache
+from diptych.data.support import Support
+
+# The release searches each data set's own range: beta from 0.1 to between 7 and 50, alpha to between 3 and 50, in even
+# steps. These cover all of them, closer together where small ones differ.
+BETAS = (0.1, 0.5, 1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0, 30.0, 50.0)
+ALPHAS = (0.1, 0.3, 0.6, 1.17, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0)
+START: dict[str, Any] = {"alpha": 1.17, "beta": 1.0}  # where the release starts on ImageNet
+
+
+def mean_keys(views: Tensor) -> Tensor:
+    """One key a shot: the mean of its views [N, V, D], normalised again -> [N, D]."""
+    return F.normalize(views.mean(1), dim=-1)
+
+
+def build_cache(clip: CLIP, support: Support, rows: Tensor, views: int) -> Cache:
+    """The cache of the shots, before training and search: all tensors on the CPU."""
+    keys = mean_keys(support.features(clip, views)) if views else support.features(clip)
+    return Cache(
+        rows=rows.cpu(),
+        keys=keys.cpu(),
+        labels=support.labels.to(torch.int64).cpu(),
+        scale=float(clip.logit_scale),
+        alpha=START["alpha"],
+        beta=START["beta"],
+    )
