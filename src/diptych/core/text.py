@@ -37,7 +37,8 @@ class TextRecipe:
     renormalise: bool = True
 
     def texts(self, name: str) -> tuple[str, ...]:
-        return self.sentences.get(name) or tuple(t.replace("{}", name) for t in self.templates)
+        known = self.sentences.get(name) or self.sentences.get(name.casefold())
+        return known or tuple(t.replace("{}", name) for t in self.templates)
 
 
 def class_tokens(clip: CLIP, names: Sequence[str], template: str) -> Tokens:
