@@ -26,7 +26,7 @@ NEIGHBOURS = 6  # candidates kept for a picture
 PAIRS = 512  # pairs compared at once
 
 # Thresholds were set on photographs, sketches, emoji, 32-pixel pictures and frames of driving, and their copies.
-PROMISING = 0.80  # correlation after a first, coarse registration
+PROMISING = 0.85  # correlation after a first, coarse registration
 SAME_FRAME = {"correlation": 0.975, "spread": 0.27, "spot": 0.30}
 CROPPED = {"correlation": 0.955, "spread": 0.60, "spot": 0.30}
 
