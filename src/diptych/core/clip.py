@@ -106,10 +106,11 @@ class CLIP(nn.Module):
         if not unique:
             return torch.empty(0, self.embed_dim, device=self.device)
         tokens = self.tokenize(unique)
-        order = tokens.mask.sum(1).argsort()
+        lengths = tokens.mask.sum(1)
+        order = lengths.argsort()
         rows = []
         with torch.no_grad():
-            for part in order.split(batch):
+            for part in order.split(batches(lengths[order].tolist(), batch)):
                 rows.append(self.encode_tokens(tokens.take(part, trim=not self.text.pads_to)))
         embeddings = torch.cat(rows)[order.argsort().to(self.device)]
         where = {text: i for i, text in enumerate(unique)}
@@ -155,6 +156,19 @@ class CLIP(nn.Module):
         about = [kinds, asdict(self.preprocess), self.tokenizer.spec()]
         digest.update(json.dumps(about, sort_keys=True).encode())
         return digest.hexdigest()[:32]
+
+
+def batches(lengths: Sequence[int], most: int, enough: int = 256) -> list[int]:
+    """Sizes of batches of texts sorted by length: at most `most`, and cut where the next text is longer once a batch
+    has `enough` tokens to be worth a pass over the weights."""
+    sizes, size = [], 0
+    for i, length in enumerate(lengths):
+        longer = size > 0 and length > lengths[i - 1] and size * lengths[i - 1] >= enough
+        if longer or size == most:
+            sizes.append(size)
+            size = 0
+        size += 1
+    return [*sizes, size]
 
 
 class EditedCLIP(CLIP):
