@@ -45,9 +45,9 @@ def by_hand(clip: CLIP, name: str, context: Tensor, position: str) -> Tensor:
     }[position]
     laid = torch.cat(order)[None]
     length = laid.shape[1]
-    blank = Tokens(
-        torch.ones(1, length, dtype=torch.long), torch.ones(1, length, dtype=torch.bool), torch.tensor([length - 1])
-    )
+    ids = torch.ones(1, length, dtype=torch.long)
+    ids[0, -1] = tokens.ids[0, -1]
+    blank = Tokens(ids, torch.ones(1, length, dtype=torch.bool), torch.tensor([length - 1]))
     clip.text.embed = lambda ids: laid  # type: ignore[method-assign]
     try:
         return clip.encode_tokens(blank)

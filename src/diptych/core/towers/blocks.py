@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.core.tower import Prompts, Tap, Tokens, Tower, put_words
+from diptych.core.towers.packing import pack, parts, shared_start
 from diptych.errors import DiptychError, Unsupported
 
 
@@ -89,6 +90,8 @@ class TransformerTower(Tower):
         """All blocks on texts [B, L, W]; the mask of each block is that of `seen`."""
         taken: dict[Tap, Tensor] = {}
         mask = self.seen(tokens)
+        if self.causal and mask is None and not taps and (shared := shared_start(tokens, prompts)):
+            return self.run_packed(hidden, tokens, shared), tokens, taken
         for i in range(self.depth):
             here = [p for p in prompts if p.block == i]
             if i and here:
@@ -96,6 +99,17 @@ class TransformerTower(Tower):
                 mask = self.seen(tokens)
             hidden = self._step(i, hidden, mask, taps, taken)
         return hidden, tokens, taken
+
+    def run_packed(self, hidden: Tensor, tokens: Tokens, shared: int) -> Tensor:
+        """All blocks on texts [B, L, W] of a causal tower whose first `shared` tokens are the same: those run once."""
+        done = []
+        for part in parts(tokens, shared):
+            texts = pack(hidden[part], tokens.take(part, trim=False), shared)
+            packed = texts.hidden
+            for i in range(self.depth):
+                packed, _ = self.block(i, packed, texts.mask, False)
+            done.append(texts.unpack(packed))
+        return torch.cat(done)
 
     def seen(self, tokens: Tokens) -> Tensor | None:
         """Which tokens may be seen, broadcast to [B, heads, L, L]; None: all, or all earlier ones of a causal tower."""

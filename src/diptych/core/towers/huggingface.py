@@ -163,7 +163,8 @@ class _CLIPHalf(TransformerTower):
         x = layer.layer_norm1(hidden)
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (split_heads(part(x), attention.num_heads) for part in parts)
-        mixed, probs = attend(q, k, v, mask=mask, causal=self.causal, probabilities=probabilities)
+        causal = self.causal and mask is None
+        mixed, probs = attend(q, k, v, mask=mask, causal=causal, probabilities=probabilities)
         hidden = hidden + attention.out_proj(merge_heads(mixed))
         return hidden + layer.mlp(layer.layer_norm2(hidden)), probs
 
