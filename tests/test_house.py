@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "diptych"
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a file imports from its own floor and those below.
-FLOORS = ("errors", "files", "report", "core", "data", "engine", "methods", "comparison", "doctor", "cli", "__main__")
+FLOORS = ("errors", "paths", "files", "report", "core", "data", "engine", "methods", "comparison", "doctor", "cli", "__main__")
 SYSTEMS = systems("adapt")
 
 

@@ -20,9 +20,9 @@ from diptych.core.mini_networks import EfficientNetLite0, read_bert, read_effici
 from diptych.core.preprocess import Preprocess
 from diptych.core.tokenizer import FastTokenizer
 from diptych.core.towers.huggingface import BertText
-from diptych.data.paths import cache_dir
 from diptych.errors import DiptychError, missing_extra
 from diptych.files import atomic
+from diptych.paths import cache_dir
 
 CLASSES = 1000
 TEMPLATE = "a photo of a {}."

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from diptych.data.paths import cache_dir
 from diptych.errors import DiptychError, missing_extra
 from diptych.files import atomic
+from diptych.paths import cache_dir
 
 Bank = dict[str, tuple[str, ...]]
 BUILT_IN = Path(__file__).with_suffix(".json")

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diptych.data.paths import cache_dir
 from diptych.data.records import Records
 from diptych.data.scan import PRINT_SIDE as SIDE
 from diptych.data.scan import Scanned
+from diptych.paths import cache_dir
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 BLOCK = 8  # blocks along a side, over which differences are looked at

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from diptych.data.paths import cache_dir
 from diptych.data.pictures import BadPicture, decode, picture_bytes
 from diptych.data.records import Record, Records
+from diptych.paths import cache_dir
 
 PRINT_SIDE = 32  # a fingerprint is the picture itself at 32 x 32, RGB
 BATCH = 256  # results a write: what a killed scan loses

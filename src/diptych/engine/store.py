@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
-from diptych.data.paths import cache_dir
 from diptych.data.pictures import open_picture
 from diptych.data.records import Record, Records
 from diptych.data.support import CROP
 from diptych.errors import DiptychError
+from diptych.paths import cache_dir
 
 BATCH = 32
 LIMIT = 8 << 30  # bytes; the least recently used spaces go first

@@ -7,8 +7,8 @@ by clearing it but time.
 import argparse
 
 from diptych.cli.options import Parser
-from diptych.data.paths import cache_dir
 from diptych.errors import DiptychError
+from diptych.paths import cache_dir
 
 PLACE = 6
 EXAMPLES = """
