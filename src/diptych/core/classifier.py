@@ -67,7 +67,7 @@ class Classifier:
                 f'this classifier belongs to the model "{self.base.name}" ({self.base.fingerprint[:12]}), but was '
                 f'opened with "{base.name}" ({base.fingerprint[:12]}); use --model {self.base.source}'
             )
-        return base.edited(self.edits)
+        return base.edited(self.edits.to(base.device))
 
     def base_clip(self, clip: CLIP | None = None, model: str | None = None) -> CLIP:
         """The base model: `clip`, or what `model` names, or what the classifier names itself.

@@ -68,6 +68,10 @@ class Edits:
     def __bool__(self) -> bool:
         return any(self.towers.values())
 
+    def to(self, device: torch.device | str) -> "Edits":
+        spec, tensors = pack(self)
+        return unpack(spec, {name: t.to(device) for name, t in tensors.items()})
+
     def detached(self) -> "Edits":
         """A copy out of the graph, on the CPU, to keep or save."""
         spec, tensors = pack(self)
