@@ -178,6 +178,14 @@ def test_convolutions_with_batch_norm(tmp_path: Path) -> None:
     check(classifier_of(clip, heads(16)["Linear"]), clip, tmp_path / "out")
 
 
+def test_weights_of_gigabytes_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = colour_clip()
+    monkeypatch.setattr(module, "SINGLE_FILE", 0)
+    for _ in range(2):  # an earlier export of this form is replaced too
+        report = export(colours(clip), tmp_path / "out", clip=clip)
+        assert set(report.files) == FILES | {"model.onnx.data"}
+
+
 def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The written script with torch and diptych out of its reach, from another folder."""
     code = (

@@ -79,6 +79,13 @@ def test_edits_of_the_picture_tower_count(clip: CLIP, classifier: Classifier, ph
     assert predict(edited, red, clip=clip)[0].label != "red"
 
 
+def test_edits_follow_the_model_to_its_device(clip: CLIP, classifier: Classifier) -> None:
+    edited = replace(classifier, edits=Edits({"image": TowerEdits(weights={"scale": torch.ones(12)})}))
+    assert clip.fingerprint  # before the weights are gone
+    moved = edited.clip(clip.to("meta"))
+    assert moved.encode_image(torch.zeros(2, 3, 16, 16)).device.type == "meta"
+
+
 def test_none_of_these(clip: CLIP, classifier: Classifier, photos: Path) -> None:
     red = next(photos.glob("red/*"))
     strict = replace(classifier, threshold=1.0)

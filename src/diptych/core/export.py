@@ -99,6 +99,8 @@ def export(
     clip = classifier.base_clip(clip, model)
     place = Path(folder)
     check_place(place)
+    if clip.device.type != "cpu":  # an accelerator's arithmetic is not the one to compare with
+        clip = copy.deepcopy(clip).cpu()
     with atomic_folder(place) as temporary:
         program = Exported(classifier, clip).eval()
         write_onnx(program, clip.preprocess, temporary / "model.onnx")

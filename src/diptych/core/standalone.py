@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, features
 HERE = Path(__file__).resolve().parent
 FORMATS = ["JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000"]
 FORMATS += ["AVIF"] if features.check("avif") else []
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif", ".heic"}
 RESAMPLING = {name.lower(): Image.Resampling[name] for name in ("BICUBIC", "BILINEAR", "LANCZOS", "NEAREST")}
 
 
@@ -44,7 +44,7 @@ def to_bytes(values):
     return np.round((values - bottom) * (255 / max(top - bottom, 1e-12))).astype(np.uint8)
 
 
-def preprocess(image, size, mean, std, interpolation, resize, fill):
+def preprocess(image, size, mean, std, interpolation, resize, fill, floor=False):
     """RGB picture -> [3, size, size] float32."""
     width, height = image.size
     resampling = RESAMPLING[interpolation]
@@ -59,7 +59,8 @@ def preprocess(image, size, mean, std, interpolation, resize, fill):
         wide = width > height
         to = (int(size * width / height), size) if wide else (size, int(size * height / width))
         image = image.resize(to, resampling) if image.size != to else image
-        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+        whole = int if floor else round
+        left, top = whole((image.width - size) / 2), whole((image.height - size) / 2)
         image = image.crop((left, top, left + size, top + size))
     else:
         scale = size / max(width, height)
@@ -85,8 +86,8 @@ def main():
 
     failed = False
     for given in map(Path, asked.pictures):
-        inside = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
-        for path in inside:
+        inside = [p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        for path in sorted(inside) if given.is_dir() else [given]:
             try:
                 pixels = preprocess(open_picture(path), **settings)
             except Exception as error:  # a decoder fed with foreign bytes raises anything at all
