@@ -168,7 +168,8 @@ def ridge_precision(centred: Tensor) -> Tensor:
 class Gaussian(Head):
     """Classes as Gaussians of one covariance, beside zero-shot rows (GDA, arXiv 2402.04087).
 
-    logits = scale * x @ rows.T + alpha * (x @ W + b), W = precision @ means.T, b = log_prior - diag(means W) / 2.
+    logits = scale * x @ rows.T + alpha * (x @ W + b), W = precision @ means.T, b = log_prior - diag(means W) / 2, up to
+    a number that all classes of a picture share.
     rows, means [C, D]; precision [D, D]; log_prior [C]; features [N, D] of the fit, for classes named later.
     """
 
@@ -181,9 +182,15 @@ class Gaussian(Head):
     alpha: float
 
     def matrix(self) -> tuple[Tensor, Tensor]:
-        """The Gaussian part as one matrix: weight [C, D], bias [C]."""
-        weight = self.means @ self.precision
-        return weight, self.log_prior - 0.5 * (weight * self.means).sum(1)
+        """The Gaussian part as one matrix: weight [C, D], bias [C].
+
+        Of the means' differences from their mean: that takes the same number from all classes of a picture, and what
+        the classes have in common no longer drowns their differences in round-off.
+        """
+        centre = self.means.mean(0)
+        apart = self.means - centre
+        weight = apart @ self.precision
+        return weight, self.log_prior - weight @ centre - 0.5 * (weight * apart).sum(1)
 
     def logits(self, x: Tensor) -> Tensor:
         (logits,) = self.logits_each([self], x)
