@@ -1,8 +1,8 @@
 """GDA: classes as Gaussians of one shared covariance, beside zero-shot; closed form, no training.
 
-It is the method to beat: most of the gain of trained adapters within a second, and it can still name new classes. Use
-it from one shot a class on. Not where there is only one picture a class and no augmented views of it, and not where
-classes differ in shape rather than place (many pictures, several looks a class: `tip_adapter`, `knn`).
+Use it first of all that need labels: most of the gain of trained adapters within a second, from one shot a class on,
+and it can still name new classes. Not where a class has several unlike looks and many pictures of each: one mean blurs
+them (`tip_adapter`, `knn`).
 
 Wang et al., A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation, ICLR 2024, arXiv 2402.04087. Mean of 11
 data sets with RN50: 62.2, 66.2, 69.8, 73.3, 76.1% at 1, 2, 4, 8, 16 shots (16 shots ViT-B/16: 81.9%); base to new
@@ -17,10 +17,9 @@ from torch.nn import functional as F
 
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
-from diptych.core.heads import Gaussian
 from diptych.data.support import CROP, Support
 from diptych.methods.adapt.parts.adapter import Adapter, Needs, Work, recipe_of, sweep
-from diptych.methods.adapt.parts.gaussian import ALPHAS, fit_classes, kept
+from diptych.methods.adapt.parts.gaussian import ALPHAS, fit_classes, head_of
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,7 @@ class GDA(Adapter):
             features, labels = features.flatten(0, 1), labels.repeat_interleave(self.config.views)
         weights = F.one_hot(labels, len(support.names)).to(features.dtype)
         fitted = fit_classes(features, weights, self.config.prior)
-        head = Gaussian(
-            rows=rows.cpu(),
-            means=fitted.means.cpu(),
-            precision=fitted.precision.cpu(),
-            log_prior=fitted.log_prior.cpu(),
-            features=kept(features).cpu(),
-            scale=float(clip.logit_scale),
-            alpha=0.0,
-        )
+        head = head_of(fitted, rows, features, float(clip.logit_scale))
         for config in sweep(self.config, "alpha"):
             yield config, self.classifier(clip, support, replace(head, alpha=config.alpha), config, recipe=recipe)
 

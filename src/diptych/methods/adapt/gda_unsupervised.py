@@ -17,10 +17,9 @@ from torch import Tensor
 
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
-from diptych.core.heads import Gaussian
 from diptych.data.support import Support
 from diptych.methods.adapt.parts.adapter import Adapter, Needs, Work, recipe_of, sweep
-from diptych.methods.adapt.parts.gaussian import ALPHAS, Classes, fit_classes, kept
+from diptych.methods.adapt.parts.gaussian import ALPHAS, Classes, fit_classes, head_of
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,7 @@ class GDAUnsupervised(Adapter):
         rows, scale = support.rows(clip, recipe), float(clip.logit_scale)
         features = support.source.images(clip, support.unlabelled)
         fitted = fit_mixture(features, (scale * features @ rows.T).softmax(1), self.config.rounds, self.config.prior)
-        head = Gaussian(
-            rows=rows.cpu(),
-            means=fitted.means.cpu(),
-            precision=fitted.precision.cpu(),
-            log_prior=fitted.log_prior.cpu(),
-            features=kept(features).cpu(),
-            scale=scale,
-            alpha=0.0,
-        )
+        head = head_of(fitted, rows, features, scale)
         for config in sweep(self.config, "alpha"):
             yield config, self.classifier(clip, support, replace(head, alpha=config.alpha), config, recipe=recipe)
 
@@ -65,6 +56,7 @@ def fit_mixture(features: Tensor, posterior: Tensor, rounds: int, prior: str = "
 
     The expectation is Bayes' rule under the inverse covariance, (N - 1) / D times the precision of `fit_classes`.
     """
+    features = features.double()
     count, d = features.shape
     fitted = fit_classes(features, posterior, prior)
     for _ in range(rounds):

@@ -1,7 +1,7 @@
 """Tip-Adapter-F: Tip-Adapter whose keys are trained for a few epochs, starting from the labelled pictures.
 
 Use it where `tip_adapter` helps and there are 8 or more shots a class: a little better for some seconds of training.
-It cannot name new classes.
+It cannot name new classes. Not for one or two shots, where there is little to train keys on.
 
 Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022, arXiv 2207.09519
 (2111.03930): 65.5% on ImageNet with 16 shots and RN50, where Tip-Adapter has 62.0. The release trains on fresh crops

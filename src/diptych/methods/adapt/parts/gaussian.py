@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.core.heads import gaussian_precision
+from diptych.core.heads import Gaussian, gaussian_precision
 from diptych.errors import DiptychError, nearest
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -15,7 +15,7 @@ PRIORS = ("uniform", "counts")
 
 @dataclass(frozen=True)
 class Classes:
-    """Means [C, D], one precision [D, D] for all, and log priors [C] on the scale of the precision."""
+    """Means [C, D], one precision [D, D] for all, log priors [C] on the scale of the precision; in double precision."""
 
     means: Tensor
     precision: Tensor
@@ -26,17 +26,18 @@ def fit_classes(features: Tensor, weights: Tensor, prior: str = "uniform") -> Cl
     """Gaussians of one covariance from unit features [N, D] and each one's share in the classes [N, C].
 
     Means are not normalised again; the scatter is pooled with divisor N - 1; the precision is the ridge estimate. That
-    estimate is d / (N - 1) times an inverse covariance, so a prior that is not uniform is multiplied by the same.
+    estimate is d / (N - 1) times an inverse covariance, so a prior that is not uniform is multiplied by the same. In
+    double precision: the scatter is a difference of large sums.
     """
     if prior not in PRIORS:
         raise DiptychError(f'a Gaussian prior cannot be "{prior}"{nearest(prior, PRIORS)}')
     count, d = features.shape
+    features, weights = features.double(), weights.double()
     mass = weights.sum(0)  # [C]
     means = (weights.T @ features) / mass.clamp_min(1e-12)[:, None]
-    # sum over n, c of w (x - mu)(x - mu)' = sum of x x' - sum over c of mass mu mu', in double: it is a difference
-    wide, centres = features.double(), means.double()
-    scatter = (wide.T @ (wide * weights.double().sum(1)[:, None]) - (centres.T * mass.double()) @ centres) / (count - 1)
-    precision = gaussian_precision(scatter, count).to(features.dtype)
+    # the sum over n, c of w (x - mu)(x - mu)'
+    scatter = features.T @ (features * weights.sum(1, keepdim=True)) - means.T @ (means * mass[:, None])
+    precision = gaussian_precision(scatter / (count - 1), count)
     if prior == "counts":
         log_prior = (mass / mass.sum()).clamp_min(1e-12).log() * (d / (count - 1))
     else:
@@ -44,8 +45,9 @@ def fit_classes(features: Tensor, weights: Tensor, prior: str = "uniform") -> Cl
     return Classes(means, precision, log_prior)
 
 
-def kept(features: Tensor) -> Tensor:
-    """At most KEPT rows, evenly spread."""
-    if len(features) <= KEPT:
-        return features
-    return features[torch.linspace(0, len(features) - 1, KEPT).long()].contiguous()
+def head_of(fitted: Classes, rows: Tensor, features: Tensor, scale: float) -> Gaussian:
+    """The head before alpha is chosen, in single precision on the CPU."""
+    if len(features) > KEPT:
+        features = features[torch.linspace(0, len(features) - 1, KEPT).long()]
+    tensors = (rows, fitted.means, fitted.precision, fitted.log_prior, features)
+    return Gaussian(*(t.float().cpu().contiguous() for t in tensors), scale=scale, alpha=0.0)
