@@ -122,7 +122,10 @@ def test_another_base_model_is_refused_by_both_names(classifier: Classifier, pho
     other = colour_clip("other")
     with torch.no_grad():
         other.image.get_parameter("scale").mul_(2)
-    with pytest.raises(DiptychError, match=r'"colours".*opened with "other"'):
+    with pytest.raises(DiptychError, match=r'"colours".*opened with "other".*use --model colours'):
+        predict(classifier, photos, clip=other)
+    other.name = other.source = "colours"
+    with pytest.raises(DiptychError, match="has changed since"):
         predict(classifier, photos, clip=other)
 
 

@@ -63,9 +63,11 @@ class Classifier:
     def clip(self, base: CLIP) -> CLIP:
         """The base model with this classifier's edits. Raises DiptychError for another base model."""
         if base.fingerprint != self.base.fingerprint:
+            same = base.source == self.base.source
             raise DiptychError(
                 f'this classifier belongs to the model "{self.base.name}" ({self.base.fingerprint[:12]}), but was '
-                f'opened with "{base.name}" ({base.fingerprint[:12]}); use --model {self.base.source}'
+                f'opened with "{base.name}" ({base.fingerprint[:12]}); '
+                + ("that model has changed since: fit again" if same else f"use --model {self.base.source}")
             )
         return base.edited(self.edits.to(base.device))
 
