@@ -197,7 +197,7 @@ def preprocess_of_huggingface(config: dict[str, Any], where: str) -> Preprocess:
     if resample not in names:
         raise Unsupported(f"{where}: resample = {resample!r}")
     mean, std = triple(config, "image_mean", where), triple(config, "image_std", where)
-    return Preprocess(side, mean, std, names[resample], resize)
+    return Preprocess(side, mean, std, names[resample], resize, floor=True)
 
 
 def triple(config: dict[str, Any], key: str, where: str) -> tuple[float, float, float]:

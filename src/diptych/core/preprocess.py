@@ -22,7 +22,8 @@ class Preprocess:
     """Resize, centre crop, scale to 0..1, normalise.
 
     resize: "shortest" (short side to `size`, centre crop), "longest" (long side to `size`, pad with `fill`),
-    "squash" (both sides to `size`).
+    "squash" (both sides to `size`). floor: an odd number of pixels to cut is split by rounding down, as transformers
+    does, not to the even half, as torchvision does.
     """
 
     size: int
@@ -31,6 +32,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     resize: Literal["shortest", "longest", "squash"] = "shortest"
     fill: int = 0
+    floor: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB picture -> [3, size, size] float32."""
@@ -53,8 +55,8 @@ class Preprocess:
                 else (int(self.size * width / height), self.size)
             )
             image = image.resize(scale_to, resampling) if image.size != scale_to else image
-            left = round((image.width - self.size) / 2)
-            top = round((image.height - self.size) / 2)
+            whole = int if self.floor else round
+            left, top = whole((image.width - self.size) / 2), whole((image.height - self.size) / 2)
             return image.crop((left, top, left + self.size, top + self.size))
         scale = self.size / max(width, height)
         image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), resampling)
