@@ -7,6 +7,7 @@ from ImageNet's classes to the texts of those classes; docs/models/mini.md says 
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -194,7 +195,7 @@ def write_form(path: Path, form: ClosedForm) -> None:
         with atomic(path) as temporary:
             save_file(tensors, temporary, metadata={"checksum": checksum(tensors)})
     except (OSError, DiptychError) as error:
-        print(f"the head of mini is not kept ({error}); it will be computed again next time")
+        print(f"the head of mini is not kept ({error}); it is computed again next time", file=sys.stderr)
 
 
 def encode_with_progress(texts: list[str], tower: BertText, tokenizer: FastTokenizer) -> Tensor:
@@ -245,7 +246,7 @@ def mini() -> CLIP:
     image = EfficientNetLite0(nn.Identity(), embed_dim)
     image.load_state_dict(weights)
     image.head = head
-    return CLIP(
+    clip = CLIP(
         "mini",
         image.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         text,
@@ -254,3 +255,5 @@ def mini() -> CLIP:
         logit_scale=constants.logit_scale,
         source="mini",
     )
+    clip.origin = {"library": "mini"}
+    return clip
