@@ -22,7 +22,7 @@ VERBS = {
     "predict": ("diptych.comparison.predict", "predict"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
-    "doctor": ("diptych.doctor", "doctor"),
+    "doctor": ("diptych.core.doctor", "doctor"),
     "cache_info": ("diptych.engine.store", "cache_info"),
     "cache_clear": ("diptych.engine.store", "cache_clear"),
     "CLIP": ("diptych.core.clip", "CLIP"),
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from diptych.comparison.run import compare as compare
     from diptych.core.classifier import Classifier as Classifier
     from diptych.core.clip import CLIP as CLIP
+    from diptych.core.doctor import doctor as doctor
     from diptych.core.export import export as export
     from diptych.core.load import load as load
     from diptych.core.save import save as save
     from diptych.data.task import make_task as task  # noqa: F401
-    from diptych.doctor import doctor as doctor
     from diptych.engine.store import cache_clear as cache_clear
     from diptych.engine.store import cache_info as cache_info
     from diptych.errors import DiptychError as DiptychError

@@ -29,8 +29,8 @@ def save(clip: CLIP, folder: str | Path, layout: Literal["open_clip", "diptych"]
     if layout not in ("open_clip", "diptych"):
         raise DiptychError(f'no layout is called "{layout}"; valid: open_clip, diptych')
     base, tensors = merged(clip)
-    origin = base.origin or {}
-    if not origin:
+    origin = base.origin
+    if origin is None:
         raise Unsupported(f"{clip.name} was not made by `load`: what it was built from is not known")
     if layout == "open_clip":
         refuse_open_clip(base, origin)

@@ -23,7 +23,7 @@ def options(parser: Parser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     read.model(given.model)
-    from diptych.doctor import doctor
+    from diptych.core.doctor import doctor
 
     report = doctor(given.model)
     print(report)
