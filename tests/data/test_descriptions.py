@@ -26,17 +26,20 @@ SETS = {
     "CIFAR-10": "airplane automobile bird cat deer dog frog horse ship truck",
     "STL-10": "airplane bird car cat deer dog horse monkey ship truck",
     "PACS": "dog elephant giraffe guitar horse house person",
-    "EuroSAT": "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake",
-    "DTD": "banded blotchy braided bubbly bumpy chequered cobwebbed cracked crosshatched crystalline dotted fibrous flecked"
-    " freckled frilly gauzy grid grooved honeycombed interlaced knitted lacelike lined marbled matted meshed paisley"
-    " perforated pitted pleated polka-dotted porous potholed scaly smeared spiralled sprinkled stained stratified striped"
-    " studded swirly veined waffled woven wrinkled zigzagged",
-    "COCO": "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter"
-    " bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis"
-    " snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup fork"
-    " knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch potted_plant bed"
-    " dining_table toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink refrigerator book clock"
-    " vase scissors teddy_bear hair_drier toothbrush",
+    "EuroSAT": "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River "
+    "SeaLake",
+    "DTD": "banded blotchy braided bubbly bumpy chequered cobwebbed cracked crosshatched crystalline dotted "
+    "fibrous flecked freckled frilly gauzy grid grooved honeycombed interlaced knitted lacelike lined "
+    "marbled matted meshed paisley perforated pitted pleated polka-dotted porous potholed scaly smeared "
+    "spiralled sprinkled stained stratified striped studded swirly veined waffled woven wrinkled "
+    "zigzagged",
+    "COCO": "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign "
+    "parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella "
+    "handbag tie suitcase frisbee skis snowboard sports_ball kite baseball_bat baseball_glove skateboard "
+    "surfboard tennis_racket bottle wine_glass cup fork knife spoon bowl banana apple sandwich orange "
+    "broccoli carrot hot_dog pizza donut cake chair couch potted_plant bed dining_table toilet tv laptop "
+    "mouse remote keyboard cell_phone microwave oven toaster sink refrigerator book clock vase scissors "
+    "teddy_bear hair_drier toothbrush",
 }
 
 
@@ -57,7 +60,7 @@ def test_the_built_in_bank_covers_the_built_in_pictures() -> None:
 def test_descriptors_make_clean_clauses() -> None:
     for name, descriptors in read_bank().items():
         assert len(set(descriptors)) == len(descriptors), name
-        assert all(d == d.strip() and not d.endswith(".") and len(d.split()) <= 9 for d in descriptors), name
+        assert all(d == d.strip() and not d.endswith(".") and len(d.split()) <= 12 for d in descriptors), name
 
 
 def bank_file(folder: Path, content: Any) -> Path:
@@ -132,7 +135,7 @@ class Server(BaseHTTPRequestHandler):
         self.seen.append((self.path, body, self.headers.get("Authorization")))
         known = {
             "/v1/completions": {"choices": [{"text": " whiskers\n- fur"}]},
-            "/talk/chat/completions": {"choices": [{"message": {"content": "- whiskers\n- fur"}}]},
+            "/talk/chat/completions": {"choices": [{"message": {"content": "Gladly:\n- whiskers\n- fur"}}]},
             "/broken/completions": {"no": "choices"},
         }
         answer = json.dumps(known.get(self.path, {})).encode()

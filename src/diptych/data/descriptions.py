@@ -165,7 +165,8 @@ class Endpoint:
                 raise self.failed(error) from error
         try:  # a server that only talks
             message = self.ask("chat/completions", asked | {"messages": [{"role": "user", "content": prompt}]})
-            return message["message"]["content"]
+            said = message["message"]["content"]
+            return said[max(said.find("- "), 0) :]  # without courtesies
         except urllib.error.HTTPError as error:
             raise self.failed(error) from error
 
