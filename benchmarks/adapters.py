@@ -49,7 +49,12 @@ def measure(data: Path, methods: list[str], shots: list[int], seeds: int) -> lis
                         row, _ = run_cell(Cell(adapter, k, seed), clip, task, store)
                     except Unsupported as reason:
                         row = {"method": adapter.system(), "shots": k, "seed": seed, "skipped": str(reason)}
-                    rows.append({"data": name, **row, "cpu_seconds": time.process_time() - start})
+                    seconds = time.process_time() - start
+                    rows.append({"data": name, **row, "cpu_seconds": seconds})
+                    found = row.get("accuracy", row.get("skipped"))
+                    print(
+                        f"{name} {adapter.system()} {k} shots, seed {seed}: {found}, {seconds:.1f} s", file=sys.stderr
+                    )
     return rows
 
 

@@ -60,7 +60,7 @@ def test_the_built_in_bank_covers_the_built_in_pictures() -> None:
 def test_descriptors_make_clean_clauses() -> None:
     for name, descriptors in read_bank().items():
         assert len(set(descriptors)) == len(descriptors), name
-        assert all(d == d.strip() and not d.endswith(".") and len(d.split()) <= 12 for d in descriptors), name
+        assert all(d == d.strip() and not d.endswith(".") and len(d.split()) <= 9 for d in descriptors), name
 
 
 def bank_file(folder: Path, content: Any) -> Path:
