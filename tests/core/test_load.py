@@ -420,3 +420,33 @@ def test_loading_our_code_needs_no_open_clip() -> None:
         "assert not {'open_clip', 'timm', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("pooler", ["mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler"])
+def test_open_clip_with_a_huggingface_text_encoder(tmp_path: Path, pooler: str) -> None:
+    import open_clip
+    import transformers
+
+    encoder, folder = tmp_path / "encoder", tmp_path / "model"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    transformers.BertConfig(vocab_size=100, pad_token_id=0, **sizes).save_pretrained(encoder)
+    text = {
+        "hf_model_name": str(encoder), "hf_tokenizer_name": str(encoder), "hf_proj_type": "mlp",
+        "hf_pooler_type": pooler, "context_length": 12,
+    }  # fmt: skip
+    model = open_clip_folder(folder, {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": text})
+    refused(folder, "tokenizer")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=small_backend(), pad_token="[PAD]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    clip = load(str(folder), "cpu")
+    assert clip.text.kind == "huggingface.BertModel"
+    texts = ["a photo of a cat.", "RED seahorse", "a cat " * 20]
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    torch.testing.assert_close(clip.encode_text(texts), model.encode_text(tokenizer(texts)), **CLOSE)
+    save(clip, tmp_path / "again")
+    read, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'again'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'again'}")
+    expected = read.eval().encode_text(tokenizer(texts))
+    torch.testing.assert_close(clip.encode_text(texts), expected.detach(), **CLOSE)
+    assert load(str(tmp_path / "again"), "cpu").fingerprint == clip.fingerprint
