@@ -217,25 +217,37 @@ def to_csv(predictions: Iterable[Prediction]) -> str:
 
 
 def table(predictions: Iterable[Prediction]) -> "Table":
-    """For the terminal: picture, class, probability, and the next most likely class."""
+    """For the terminal: picture, class, probability, and the next most likely classes."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from diptych.report.words import clean
 
-    out = Table("picture", "class", "probability", "next", box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    out.columns[2].justify = "right"
-    for p in predictions:
-        path = Text(clean(p.path), overflow="fold")
+    found = list(predictions)
+    folder = shared_folder([p.path for p in found])
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    out.add_column(Text(f"picture in {clean(folder)}" if folder else "picture", overflow="fold"), overflow="fold")
+    out.add_column("class")
+    out.add_column("probability", justify="right")
+    out.add_column("next")
+    for p in found:
+        path = Text(clean(os.path.relpath(p.path, folder) if folder else p.path))
         if p.error:
             out.add_row(path, Text(clean(p.error), style="yellow"), "", "")
             continue
         label = Text(clean(p.label), style="bold") if p.label is not None else Text(NONE, style="dim")
-        others = p.top[1:2] if p.label is not None else p.top[:1]
+        others = p.top[1:] if p.label is not None else p.top
         after = ", ".join(f"{clean(name)} {value:.1%}" for name, value in others)
         out.add_row(path, label, f"{p.probability:.1%}", Text(after, style="dim"))
     return out
+
+
+def shared_folder(paths: Sequence[Path]) -> str:
+    """The folder that several pictures lie in or below; empty where that is nothing to say."""
+    if len(paths) < 2 or len({path.is_absolute() for path in paths}) > 1:
+        return ""
+    return os.path.commonpath([path.parent for path in paths]).rstrip(os.sep)
 
 
 def harmless(cell: object) -> str:

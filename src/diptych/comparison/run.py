@@ -86,7 +86,8 @@ class Stage:
 
         self.console = console or Console(quiet=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
+        live = self.console.is_terminal
+        self.progress = Progress(*columns, console=self.console, auto_refresh=False, transient=True, disable=not live)
         self.bar = None
 
     def begin(self, what: str, total: int) -> None:
@@ -94,6 +95,8 @@ class Stage:
             self.progress.remove_task(self.bar)
         self.bar = self.progress.add_task(what, total=total)
         self.progress.refresh()
+        if not self.console.is_terminal:  # a log has no bars
+            self.console.print(f"{what} ({total})", markup=False, highlight=False)
 
     def at(self, done: int, what: str | None = None) -> None:
         if self.bar is not None:

@@ -31,8 +31,10 @@ def run(given: argparse.Namespace) -> int:
         print(f"{amount(cache_clear())} freed in {cache_dir()}")
         return 0
     entries = cache_info()
-    for entry in entries:
-        print(f"{amount(entry.bytes):>10}  {entry.rows:>8,} rows  {entry.model}")
+    for model in sorted({entry.model for entry in entries}):
+        own = [entry for entry in entries if entry.model == model]
+        rows = sum(entry.rows for entry in own)
+        print(f"{amount(sum(entry.bytes for entry in own)):>10}  {rows:>9,} embeddings of {model}")
     print(f"{amount(sum(entry.bytes for entry in entries)):>10}  in {cache_dir()}")
     return 0
 

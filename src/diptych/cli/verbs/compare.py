@@ -128,7 +128,9 @@ def read_task(given: argparse.Namespace, console: "Console") -> "Task":
     from diptych.data.task import make_task
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bars:
+    with Progress(
+        *columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
+    ) as bars:
         bar = bars.add_task("look at the pictures", total=None)
 
         def progress(done: int, total: int) -> None:
@@ -153,19 +155,22 @@ def open_model(name: str, console: "Console") -> Any:
 
 
 def show(comparison: "Comparison", console: "Console") -> None:
+    from rich.text import Text
+
     from diptych.comparison.table import render_table
 
     folder = comparison.folder
     console.print()
     console.print(render_table(comparison.summary, console))
     console.print()
-    for name, what in (
-        ("report.html", "the report: curves, mistakes, what was lost"),
-        ("results.json", "every figure"),
-        ("winner.safetensors", "the winner"),
-    ):
-        console.print(f"{folder / name}", style="bold", markup=False, soft_wrap=True, end="  ")
-        console.print(what, style="dim")
+    outputs = {
+        "report.html": "curves, mistakes, what was lost",
+        "results.json": "every figure",
+        "winner.safetensors": "the winner",
+    }
+    width = max(len(str(folder / name)) for name in outputs)
+    for name, what in outputs.items():
+        console.print(Text(f"{folder / name!s:<{width}}", style="bold"), Text(what, style="dim"), soft_wrap=True)
     console.print(
         "\nNext:", f"diptych predict {quoted(folder / 'winner.safetensors')} photo.jpg", markup=False, soft_wrap=True
     )

@@ -26,7 +26,12 @@ def options(parser: Parser) -> None:
     add("pictures", nargs="+", metavar="PICTURE", help="files and folders")
     add("--json", action="store_true", help="as JSON")
     add("--csv", action="store_true", help="as CSV")
-    add("--top", type=read.whole("--top"), default=5, metavar="N", help="give the N most likely classes (default 5)")
+    add(
+        "--top",
+        type=read.whole("--top"),
+        metavar="N",
+        help="give the N most likely classes (default 5; 2 in the table)",
+    )
     add("--threshold", type=read.share("--threshold"), metavar="P", help="below this probability: none of these")
     add("--model", metavar="M", help="where the base model is, if not where it was")
     add("--device", type=read.device, metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
@@ -48,19 +53,20 @@ def run(given: argparse.Namespace) -> int:
     device = choose_device(given.device)
     classifier = Classifier.load(given.classifier)
     clip = classifier.base_clip(model=given.model).to(device)
-    console = Console(highlight=False)
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    plain = given.json or given.csv
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bars:
         bar = bars.add_task("predict", total=None)
 
         def progress(done: int, total: int) -> None:
             bars.update(bar, completed=done, total=total)
 
-        top, threshold = given.top, given.threshold
+        top, threshold = given.top or (5 if plain else 2), given.threshold
         found = predict(classifier, given.pictures, clip=clip, top=top, threshold=threshold, progress=progress)
-    if given.json or given.csv:
+    if plain:
         sys.stdout.write(to_json(found) if given.json else to_csv(found))
     else:
-        console.print(table(found))
+        Console(highlight=False).print(table(found))
     unread = sum(1 for one in found if one.error)
     if unread:
         print(f"{unread} of {len(found)} pictures could not be read", file=sys.stderr)
