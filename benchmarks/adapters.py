@@ -23,8 +23,9 @@ from diptych.core.mini import mini
 from diptych.data.task import make_task
 from diptych.engine.provenance import provenance
 from diptych.engine.store import FeatureStore
+from diptych.errors import Unsupported
 from diptych.files import atomic
-from diptych.methods.adapt.parts.adapter import Unsupported, configure
+from diptych.methods.adapt.parts.adapter import configure
 from diptych.methods.discover import find, systems
 
 SETS = ("cifar10", "pacs/photo", "pacs/sketch")

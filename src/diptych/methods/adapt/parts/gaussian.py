@@ -9,6 +9,7 @@ from diptych.core.heads import Gaussian, gaussian_precision
 from diptych.errors import DiptychError, nearest
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+ROWS = 4096  # pictures at a time in double precision
 KEPT = 16_384  # features kept for classes named later: more than the paper's base-to-new runs have
 PRIORS = ("uniform", "counts")
 
@@ -32,11 +33,14 @@ def fit_classes(features: Tensor, weights: Tensor, prior: str = "uniform") -> Cl
     if prior not in PRIORS:
         raise DiptychError(f'a Gaussian prior cannot be "{prior}"{nearest(prior, PRIORS)}')
     count, d = features.shape
-    features, weights = features.double(), weights.double()
-    mass = weights.sum(0)  # [C]
-    means = (weights.T @ features) / mass.clamp_min(1e-12)[:, None]
-    # the sum over n, c of w (x - mu)(x - mu)'
-    scatter = features.T @ (features * weights.sum(1, keepdim=True)) - means.T @ (means * mass[:, None])
+    mass = weights.double().sum(0)  # [C]
+    sums, second = features.new_zeros(len(mass), d, dtype=torch.float64), features.new_zeros(d, d, dtype=torch.float64)
+    for x, w in zip(features.split(ROWS), weights.split(ROWS), strict=True):
+        x, w = x.double(), w.double()
+        sums += w.T @ x
+        second += x.T @ (x * w.sum(1, keepdim=True))
+    means = sums / mass.clamp_min(1e-12)[:, None]
+    scatter = second - means.T @ sums  # the sum over n, c of w (x - mu)(x - mu)'
     precision = gaussian_precision(scatter / (count - 1), count)
     if prior == "counts":
         log_prior = (mass / mass.sum()).clamp_min(1e-12).log() * (d / (count - 1))
