@@ -150,8 +150,12 @@ def gaussian_precision(scatter: Tensor, count: int) -> Tensor:
     (arXiv 2402.04087). On the scale of d / (n - 1) times the inverse covariance for large n.
     """
     d = len(scatter)
+    ridge = scatter.trace()
     identity = torch.eye(d, dtype=scatter.dtype, device=scatter.device)
-    return d * torch.linalg.pinv((count - 1) * scatter + scatter.trace() * identity, hermitian=True)
+    ridged = (count - 1) * scatter + ridge * identity
+    if ridge <= 0:
+        return d * torch.linalg.pinv(ridged, hermitian=True)
+    return d * torch.cholesky_inverse(torch.linalg.cholesky(ridged))  # its eigenvalues lie within 1..n times the ridge
 
 
 def ridge_precision(centred: Tensor) -> Tensor:
