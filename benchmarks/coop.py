@@ -8,8 +8,8 @@ bill). Measured: (1) the gradient of one step on both sides; (2) one step on bot
 (3) a short fit done whole on both sides, from the same start to the same context; (4) from (2) and the time to encode
 a picture, the published fit of 16 shots: 200 epochs, the views of the default encoded once.
 
---effect: accuracy of `coop` and `wise_ft` with the embedded model at 16 shots, mean and standard deviation over seeds;
-DATA holds cifar10/{train,test}/<class>/* and pacs/{photo,sketch}/<class>/*.
+--effect: accuracy of `coop` and `wise_ft` (share 0.5) with the embedded model at 16 shots, mean and standard deviation
+over seeds; DATA holds cifar10/{train,test}/<class>/* and pacs/{photo,sketch}/<class>/*.
 """
 
 import argparse

@@ -53,7 +53,7 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int = 32
-    views: int = 8
+    views: int = 4
 
 
 class CoOp(Adapter):

@@ -6,8 +6,9 @@ what the model knows. Not for one shot, and not where many results must share on
 
 Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv 2109.01903: tower and head, which starts from
 the zero-shot texts, are trained end to end and the weights of both ends averaged; the share is chosen on validation,
-0.5 without. Published: AdamW, rate 3e-5, weight decay 0.1, gradient norm 1, 10 epochs of ImageNet in batches of 512. A
-few shots on a CPU get small batches and a few epochs, with the statistics of batch norms kept and no bias in the head.
+0.5 without. Published: AdamW, rate 3e-5, weight decay 0.1, gradient norm 1, 10 epochs of ImageNet in batches of 512. The
+few steps that a few shots on a CPU can have are larger ones, in small batches, with the statistics of batch norms kept
+and no bias in the head.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from diptych.core.edits import EditedTower, Edits, TowerEdits
 from diptych.core.heads import TextRows
 from diptych.data.support import Support
 from diptych.engine.loop import Cosine, Optimiser, train
-from diptych.methods.adapt.parts.adapter import Adapter, Work, recipe_of, sweep
+from diptych.methods.adapt.parts.adapter import Adapter, Work, recipe_of, sweep, values
 from diptych.methods.adapt.parts.sampling import Batches, steps_of
 
 CROP = (0.5, 1.0)
@@ -35,7 +36,7 @@ class Config:
 
     alpha: tuple[float, ...] | float = (0.0, 0.25, 0.5, 0.75, 1.0)
     epochs: int = 4
-    rate: float = 3e-5
+    rate: float = 1e-4
     weight_decay: float = 0.1
     batch: int = 16
     warmup: float = 0.1
@@ -74,8 +75,10 @@ class WiSEFT(Adapter):
             )
 
     def work(self, classes: int, shots: int) -> Work:
-        steps = steps_of(classes * shots, self.config.batch, self.config.epochs)
-        return Work(images_backward=steps * min(self.config.batch, classes * shots))
+        pictures = classes * shots
+        steps = steps_of(pictures, self.config.batch, self.config.epochs)
+        judged = pictures * len(values(self.config, "alpha")) // 2  # held pictures, once a share, in about two fits
+        return Work(images=judged, images_backward=steps * min(self.config.batch, pictures))
 
 
 def fine_tune(clip: CLIP, support: Support, rows: Tensor, config: Config) -> tuple[dict[str, Tensor], Tensor]:
