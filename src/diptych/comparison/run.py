@@ -157,7 +157,8 @@ def compare(
         with showing(stage):
             encode(clip, task, store, adapters, shots, seeds, launch, stage)
             run_cells(plan, clip, task, store, folder, launch, stage, start, budget)
-    rows = [row for cell in plan.cells if (row := row_of(cell, folder, task, clip, budget))]
+    ordered = sorted(plan.cells, key=lambda c: (c.adapter.system(), shots.index(c.shots), c.seed))
+    rows = [row_of(cell, folder, task, clip, budget) for cell in ordered]
     choice = choose(rows)
     winner = crown(choice, rows, adapters, clip, task, store, folder, launch, stage)
     summary = summarise(rows, choice, winner, task, clip, folder, plan, time.perf_counter() - start)
