@@ -30,6 +30,10 @@ class Tokenizer(Protocol):
         """Tokens that `text` needs, start and end included, before any cut."""
         ...
 
+    def words(self) -> list[str]:
+        """The vocabulary, a word for each id."""
+        ...
+
     def save(self, folder: Path) -> None: ...
 
     def spec(self) -> dict[str, Any]:

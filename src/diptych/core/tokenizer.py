@@ -135,6 +135,10 @@ class FastTokenizer(_Tokenizer):
             rows.append((ids, spans))
         return rows
 
+    def words(self) -> list[str]:
+        """The vocabulary, a word for each id."""
+        return [self.tokenizer.id_to_token(i) or "" for i in range(self.tokenizer.get_vocab_size())]
+
     def length(self, text: str) -> int:
         encoding = self.tokenizer.encode(cleaning(self.clean)(text))
         added = self.tokenizer.num_special_tokens_to_add(False)
@@ -188,6 +192,10 @@ class SimpleTokenizer(_Tokenizer):
         if cut and len(ids) >= self.context_length:
             ids, spans = ids[: self.context_length - 1], spans[: self.context_length - 1]
         return [*ids, source.eot_token_id], [*spans, (0, 0)]
+
+    def words(self) -> list[str]:
+        """The vocabulary, a word for each id."""
+        return [word.removesuffix("</w>") for word in self.tokenizer.encoder]
 
     def length(self, text: str) -> int:
         return len(self.encode_one(cleaning(self.clean)(text), cut=False)[0])

@@ -6,9 +6,9 @@ what the model knows. Not for one shot, and not where many results must share on
 
 Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, arXiv 2109.01903: tower and head, which starts from
 the zero-shot texts, are trained end to end and the weights of both ends averaged; the share is chosen on validation,
-0.5 without. Published: AdamW, rate 3e-5, weight decay 0.1, gradient norm 1, 10 epochs of ImageNet in batches of 512. The
-few steps that a few shots on a CPU can have are larger ones, in small batches, with the statistics of batch norms kept
-and no bias in the head.
+0.5 without. Published: AdamW, rate 3e-5, weight decay 0.1, gradient norm 1, 10 epochs of ImageNet in batches of 512.
+The few steps that a few shots on a CPU can have are larger ones, in small batches, with the statistics of batch norms
+kept and no bias in the head.
 """
 
 from collections.abc import Iterator

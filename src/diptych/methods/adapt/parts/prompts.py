@@ -37,8 +37,9 @@ def check_length(clip: CLIP, names: Sequence[str], template: str, context: int) 
             )
 
 
-def nearest_words(clip: CLIP, context: Tensor, vocabulary: list[str], top: int = 3) -> list[list[str]]:
-    """For each context vector [M, W] the nearest words of the vocabulary (word = token id) by Euclidean distance."""
+def nearest_words(clip: CLIP, context: Tensor, top: int = 3) -> list[list[str]]:
+    """For each context vector [M, W] the nearest words of the vocabulary by Euclidean distance (CoOp's reading)."""
+    vocabulary = clip.tokenizer.words()
     with torch.no_grad():
         table = clip.text.embed(torch.arange(len(vocabulary), device=clip.device))
         near = torch.cdist(context.detach().to(table), table).topk(top, largest=False).indices
