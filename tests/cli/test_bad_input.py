@@ -614,7 +614,7 @@ def test_no_write_permission(diptych: Run, photos: Path, tmp_path: Path, monkeyp
     assert done.code == 2 and "cannot write" in done.err and "Permission denied" in done.err, done
 
 
-@pytest.mark.parametrize("full_at", ["run.json", "zero_shot-1-0", "winner", "results.json", "report.html"])
+@pytest.mark.parametrize("full_at", ["run.json", "zero_shot-1-0", "winner", "report.html"])
 def test_full_disk(diptych: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str):
     """Wherever the disk is full: a message, no half file; and with room again the same command ends well."""
     real = os.replace

@@ -212,6 +212,7 @@ def to_csv(predictions: Iterable[Prediction]) -> str:
     for p in rows:
         probability = "" if p.error else f"{p.probability:.6f}"
         pairs = [cell for name, value in p.top for cell in (harmless(name), f"{value:.6f}")]
+        pairs += [""] * (2 * most - len(pairs))
         writer.writerow([harmless(p.path), harmless(p.label or ""), probability, harmless(p.error or ""), *pairs])
     return out.getvalue()
 

@@ -60,15 +60,12 @@ class DoctorReport:
         """Whether every part agrees to 1e-4, and all token ids are the same."""
         return all(row.ok for row in self.rows)
 
-    @property
-    def agrees(self) -> bool:
-        return self.ok
-
     def table(self) -> "Table":
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=f"{self.model} beside {self.library}", title_justify="left")
-        for heading in ("part", "diptych", self.library, "max difference", ""):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        for heading in (self.model, "diptych", self.library, "max difference", ""):
             table.add_column(heading, justify="right" if heading == "max difference" else "left")
         for row in self.rows:
             said = f"{row.difference:.0f} ids" if row.part == "tokens" else f"{row.difference:.1e}"

@@ -5,6 +5,7 @@ Says how fast each is, too.
 """
 
 import argparse
+import json
 
 from diptych.cli import options as read
 from diptych.cli.options import Parser
@@ -19,6 +20,7 @@ diptych doctor ./my_clip
 
 def options(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="mini, an open_clip NAME:TAG, or a file or folder")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -26,5 +28,10 @@ def run(given: argparse.Namespace) -> int:
     from diptych.core.doctor import doctor
 
     report = doctor(given.model)
-    print(report)
-    return 0 if report.agrees else 1
+    if given.json:
+        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(report.table())
+    return 0 if report.ok else 1
