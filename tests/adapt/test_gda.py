@@ -4,47 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import MadeUp, support_of, tiny_clip
+from mixtures import NAMES, D, accuracy, mixture, shots
+from tiny import tiny_clip
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.core.clip import CLIP
 from diptych.core.heads import Cache, Gaussian, TextRows, gaussian_precision
-from diptych.data.records import Record, Records
-from diptych.data.support import Support
 from diptych.errors import DiptychError, Unsupported
 from diptych.methods.adapt.gda import GDA, Config
-from diptych.methods.adapt.gda_unsupervised import Config as MixtureConfig
-from diptych.methods.adapt.gda_unsupervised import GDAUnsupervised, fit_mixture
 from diptych.methods.adapt.parts.adapter import fit_path, judge, last, recipe_of, select
 from diptych.methods.adapt.parts.gaussian import fit_classes
-
-D = 12  # the joint size of the tiny model
-NAMES = ("cat", "polar bear", "dog", "old oak tree")
-
-
-def mixture(count: int, seed: int, nuisance: float = 0.9, clip: CLIP | None = None) -> tuple[Tensor, list[int]]:
-    """Features in a cone, as CLIP's are: a small step for each class, and two strong directions that say nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = F.normalize((clip or tiny_clip()).encode_text([f"a photo of a {name}." for name in NAMES]), dim=-1)
-    fixed = torch.randn(7, D, generator=torch.Generator().manual_seed(99))
-    axes = torch.linalg.qr(fixed.T)[0].T  # [7, D]: the cone, two nuisances, four classes
-    labels = [i % 4 for i in range(count)]
-    noise = 0.08 * torch.randn(count, D, generator=generator)
-    strength = nuisance * torch.randn(count, 2, generator=generator)
-    return 2 * axes[0] + 0.1 * rows[labels] + 0.25 * axes[3:][labels] + strength @ axes[1:3] + noise, labels
-
-
-def shots(each: int, seed: int = 0, nuisance: float = 0.9) -> tuple[Support, Support]:
-    """(shots, 400 queries) of one source."""
-    features, labels = mixture(4 * each + 400, seed, nuisance)
-    source = MadeUp(features, noise=0.02)
-    support = support_of(source, labels[: 4 * each], NAMES, seed)
-    return support, support_of(source, labels[4 * each :], NAMES, first=4 * each)
-
-
-def accuracy(head, support: Support) -> float:
-    return (head.logits(support.features(None)).argmax(1) == support.labels).float().mean().item()  # type: ignore[arg-type]
 
 
 def test_estimates_are_the_papers() -> None:
@@ -154,47 +123,3 @@ def test_new_names_use_the_fit() -> None:
     assert isinstance(renamed.head, Gaussian)
     assert renamed.head.means.shape == (2, D)
     assert judge(renamed, clip, queries).shape == (400, 2)
-
-
-def pool_of(support: Support, count: int) -> Support:
-    items = tuple(Record(str(i), None, None) for i in range(len(support), len(support) + count))
-    return replace(support, unlabelled=Records(items, "pool"))
-
-
-def test_mixture_finds_the_classes_without_labels() -> None:
-    """Started right three times of four, expectation maximisation under the true metric ends nearly right."""
-    features, labels = mixture(600, 3)
-    truth = torch.tensor(labels)
-    x = F.normalize(features, dim=-1)
-    guess = truth.clone()
-    guess[::4] = (guess[::4] + 1 + torch.arange(150) % 3) % 4
-    fitted = fit_mixture(x, F.one_hot(guess, 4).float() * 0.7 + 0.1, rounds=10)
-    weight = fitted.means @ fitted.precision
-    found = (x.double() @ weight.T - 0.5 * (weight * fitted.means).sum(1)).argmax(1)
-    assert (found == truth).float().mean() > 0.9
-
-
-def test_the_unsupervised_variant_needs_a_pool() -> None:
-    support, queries = shots(4)
-    clip = tiny_clip()
-    with pytest.raises(Unsupported, match="unlabelled"):
-        select(GDAUnsupervised(), clip, support)
-    fitted = last(fit_path(GDAUnsupervised(), MixtureConfig(alpha=1.0), clip, pool_of(support, 300)))
-    assert judge(fitted, clip, queries).shape == (400, 4)
-
-
-def test_the_pool_is_used_and_the_labels_are_not() -> None:
-    support, _ = shots(4)
-    clip = tiny_clip()
-    config = MixtureConfig(alpha=1.0)
-
-    def head(given: Support) -> Gaussian:
-        found = last(fit_path(GDAUnsupervised(), config, clip, given)).head
-        assert isinstance(found, Gaussian)
-        return found
-
-    fitted = head(pool_of(support, 300))
-    assert torch.equal(head(pool_of(support.only([0, 1]), 300)).means.isfinite(), torch.ones(4, D).bool())
-    other = replace(pool_of(support, 300), labels=support.labels.flip(0))
-    assert torch.equal(head(other).means, fitted.means)
-    assert not torch.equal(head(pool_of(support, 100)).means, fitted.means)

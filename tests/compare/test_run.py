@@ -166,7 +166,11 @@ diptych.compare(colour_clip(), task, methods={methods!r}, shots=(1, 4), seeds=2,
 def test_killed_and_started_again_it_redoes_no_finished_cell(task, tmp_path):
     def start(out: Path, delay: float) -> subprocess.Popen:
         code = SCRIPT.format(
-            tests=str(Path(__file__).parents[1]), photos=str(tmp_path / "colours"), methods=METHODS, out=str(out), delay=delay
+            tests=str(Path(__file__).parents[1]),
+            photos=str(tmp_path / "colours"),
+            methods=METHODS,
+            out=str(out),
+            delay=delay,
         )
         return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
 

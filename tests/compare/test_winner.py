@@ -20,7 +20,12 @@ def test_validation_chooses_and_the_test_column_does_not():
 
 
 def test_the_most_shots_decide_and_all_is_the_most():
-    rows = [row("a", 16, 0, 0.5, 0.9), row("b", 16, 0, 0.5, 0.8), row("a", "all", 0, 0.5, 0.6), row("b", "all", 0, 0.5, 0.7)]
+    rows = [
+        row("a", 16, 0, 0.5, 0.9),
+        row("b", 16, 0, 0.5, 0.8),
+        row("a", "all", 0, 0.5, 0.6),
+        row("b", "all", 0, 0.5, 0.7),
+    ]
     assert (choose(rows).method, choose(rows).shots) == ("b", "all")
 
 
