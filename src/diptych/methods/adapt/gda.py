@@ -66,4 +66,4 @@ class GDA(Adapter):
         return self.config.views, CROP
 
     def work(self, classes: int, shots: int) -> Work:
-        return Work(seconds=0.15 + 2e-6 * classes * shots * max(self.config.views, 1))
+        return Work(seconds=0.05 + 2e-5 * classes * shots * max(self.config.views, 1))

@@ -48,7 +48,7 @@ class GDAUnsupervised(Adapter):
             yield config, self.classifier(clip, support, replace(head, alpha=config.alpha), config, recipe=recipe)
 
     def work(self, classes: int, shots: int) -> Work:
-        return Work(seconds=0.1 + 0.2 * self.config.rounds)
+        return Work(seconds=0.05 + 0.05 * self.config.rounds)
 
 
 def fit_mixture(features: Tensor, posterior: Tensor, rounds: int, prior: str = "uniform") -> Classes:

@@ -43,4 +43,4 @@ class TipAdapter(Adapter):
         return self.config.views, CROP
 
     def work(self, classes: int, shots: int) -> Work:
-        return Work(seconds=0.1 + 3e-8 * (classes * shots) ** 2)
+        return Work(seconds=0.03 + 3e-8 * (classes * shots) ** 2)

@@ -62,8 +62,8 @@ class TipAdapterF(Adapter):
         return self.config.views, CROP
 
     def work(self, classes: int, shots: int) -> Work:
-        count = classes * shots
-        return Work(seconds=0.2 + 3e-8 * count**2 + 3e-8 * count**2 * self.config.epochs)
+        count, steps = classes * shots, self.config.epochs * math.ceil(classes * shots / self.config.batch)
+        return Work(seconds=0.03 + 0.002 * steps + (3e-8 + 2e-7 * self.config.epochs) * count**2)
 
 
 def train_keys(cache: Cache, clip: CLIP, support: Support, config: Config) -> Tensor:
