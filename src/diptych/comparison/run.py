@@ -100,7 +100,7 @@ class Stage:
 
     def at(self, done: int, what: str | None = None) -> None:
         if self.bar is not None:
-            self.progress.update(self.bar, completed=done, **({"description": what} if what else {}))
+            self.progress.update(self.bar, completed=done, description=what)
 
     def tell(self, message: dict[str, Any]) -> None:
         if "done" in message and self.bar is not None:

@@ -79,13 +79,14 @@ def text_tower(model: Any, embed_dim: int) -> Tower:
         return TransformerText(model if text is None else text)
     if not isinstance(text, HFTextEncoder):
         raise Unsupported(f"text towers of class {type(text).__name__} are not known here")
+    config: Any = text.config
     pooling: Any = POOLINGS.get(type(text.pooler).__name__)
     if pooling is None:
         raise Unsupported(f"text pooling {type(text.pooler).__name__} of open_clip is not known here")
     if pooling == "cls_pooler" and getattr(text.transformer, "pooler", None) is None:
         pooling = "cls"
     return huggingface.text_tower(
-        text.transformer, pooling=pooling, head=text.proj, embed_dim=embed_dim, pad_id=text.config.pad_token_id
+        text.transformer, pooling=pooling, head=text.proj, embed_dim=embed_dim, pad_id=config.pad_token_id
     )
 
 

@@ -222,6 +222,7 @@ def open_clip_library(clip: "CLIP", origin: dict[str, Any]) -> Library:
     from diptych.core.save import open_clip_names
 
     config, source = origin["model_cfg"], clip.source
+    model: Any
     if Path(source, OURS).is_file():
         model = build_open_clip(config, source)
         tensors = open_clip_names(clip, origin, clip.state_dict())
@@ -270,7 +271,7 @@ def huggingface_library(clip: "CLIP", origin: dict[str, Any]) -> Library:
         raise DiptychError(f"{clip.source} is in our own layout; compare the Hugging Face folder that it came from")
     folder = clip.source
     with quiet(transformers):
-        model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
+        model: Any = transformers.CLIPModel.from_pretrained(folder, local_files_only=True, dtype="float32").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     limit = model.config.text_config.max_position_embeddings

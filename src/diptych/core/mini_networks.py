@@ -162,12 +162,17 @@ class Part(nn.Module):
 class AddNorm(Part):
     """Dense layer, sum with what came before, norm."""
 
+    dense: nn.Module
+    LayerNorm: nn.Module
+
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
         return self.LayerNorm(self.dense(x) + before)
 
 
 class Expand(Part):
     """The first half of the MLP."""
+
+    dense: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.dense(x))

@@ -195,10 +195,10 @@ def clip_gradient(trainable: Mapping[str, Tensor], clip: float | None, where: st
     if missing:
         raise RuntimeError(f"no gradient reaches {', '.join(missing)}")
     gradients = [t.grad for t in trainable.values() if t.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
+    norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
     norm = float(norms.norm())
     if not math.isfinite(norm):
         culprit = next(name for name, n in zip(trainable, norms.tolist(), strict=True) if not math.isfinite(n))
         raise Diverged(f"training broke: the gradient of {culprit} is not finite {where}; try a smaller learning rate")
     if clip is not None and norm > clip:
-        torch._foreach_mul_(gradients, clip / norm)
+        torch._foreach_mul_(gradients, clip / norm)  # pyright: ignore[reportPrivateImportUsage]

@@ -57,7 +57,7 @@ def house_style() -> Iterator[None]:
     """The style of every plot; matplotlib's own settings come back afterwards."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():  # pyright: ignore[reportArgumentType]
         # the reader's browser has the glyphs that the measuring font lacks
         warnings.filterwarnings("ignore", message=r".*Glyph .* missing from font")
         yield

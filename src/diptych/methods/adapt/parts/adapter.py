@@ -7,7 +7,7 @@ A system's file declares an `Adapter`: a `Config` with the published defaults, w
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
@@ -255,7 +255,7 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True, default=list).encode()).hexdigest()[:10]
 
 
-def configure(adapter: type[Adapter], settings: dict[str, str | Sequence[str]]) -> Adapter:
+def configure(adapter: type[Adapter], settings: Mapping[str, str | Sequence[str]]) -> Adapter:
     """`--set system.field=value` -> an adapter. A list of values is a grid.
 
     Raises DiptychError naming the field, its type, and the nearest valid one.
