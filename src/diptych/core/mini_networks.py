@@ -55,8 +55,8 @@ class Block(nn.Module):
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = x if self.expand is None else F.relu6(self.expand(x))
-        hidden = self.project(F.relu6(self.depthwise(hidden)))
+        hidden = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        hidden = self.project(F.relu6(self.depthwise(hidden), inplace=True))
         return x + hidden if self.skip else hidden
 
 
@@ -90,12 +90,12 @@ class EfficientNetLite0(StagedTower):
         self.check(prompts, taps)
         taken: dict[Tap, Tensor] = {}
         pixels = inputs.contiguous(memory_format=torch.channels_last)  # type: ignore[attr-defined]
-        hidden = F.relu6(self.stem(pixels))
+        hidden = F.relu6(self.stem(pixels), inplace=True)
         for i, stage in enumerate(self.stages):
             hidden = stage(hidden)
             if Tap(i) in taps:
                 taken[Tap(i)] = hidden
-        hidden = F.relu6(self.last(hidden))
+        hidden = F.relu6(self.last(hidden), inplace=True)
         last = hidden.flatten(2).transpose(1, 2) if tokens else None  # [B, H' W', 1280]
         return TowerOutput(self.head(hidden.mean((2, 3))), last, taken)
 
