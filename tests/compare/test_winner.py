@@ -4,10 +4,10 @@ from diptych.comparison.winner import choose
 from diptych.errors import DiptychError
 
 
-def row(method, shots, seed, accuracy, validation, fit=1.0):
+def row(method, shots, seed, accuracy, validation, trainable=0):
     return {
         "method": method, "shots": shots, "seed": seed, "accuracy": accuracy, "validation": validation,
-        "fit_seconds": fit,
+        "trainable": trainable,
     }  # fmt: skip
 
 
@@ -29,8 +29,8 @@ def test_the_most_shots_decide_and_all_is_the_most():
     assert (choose(rows).method, choose(rows).shots) == ("b", "all")
 
 
-def test_a_tie_goes_to_the_quicker_fit():
-    assert choose([row("a", 4, 0, 0.5, 0.9, fit=9), row("b", 4, 0, 0.5, 0.9, fit=1)]).method == "b"
+def test_a_tie_goes_to_fewer_trained_numbers():
+    assert choose([row("a", 4, 0, 0.5, 0.9, trainable=9), row("b", 4, 0, 0.5, 0.9, trainable=1)]).method == "b"
 
 
 def test_a_method_without_all_seeds_cannot_win():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from diptych.core.device import keep_freed_memory
 from diptych.errors import DiptychError
 
 Message = Callable[[dict[str, Any]], None]
@@ -91,6 +92,7 @@ def serve(work: Callable[[Message], Any], writer: int) -> None:
         die_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         torch.set_num_threads(threads())
+        keep_freed_memory()
         with os.fdopen(writer, "w", buffering=1) as out:
 
             def tell(message: dict[str, Any]) -> None:

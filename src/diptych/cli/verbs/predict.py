@@ -48,8 +48,9 @@ def run(given: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from diptych.core.classifier import Classifier
-    from diptych.core.device import choose_device
+    from diptych.core.device import choose_device, keep_freed_memory
 
+    keep_freed_memory()
     device = choose_device(given.device)
     classifier = Classifier.load(given.classifier)
     clip = classifier.base_clip(model=given.model).to(device)
