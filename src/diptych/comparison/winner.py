@@ -25,7 +25,9 @@ class Choice:
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> Choice:
-    """The best mean out-of-fold accuracy at the most shots; a tie goes to fewer trained numbers, then to the name. Test columns are not read.
+    """The best mean out-of-fold accuracy at the most shots. Test columns are not read.
+
+    A tie goes to fewer trained numbers, then to the name.
 
     Raises DiptychError when nothing was measured.
     """
