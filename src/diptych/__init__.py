@@ -29,7 +29,7 @@ VERBS = {
     "Classifier": ("diptych.core.classifier", "Classifier"),
     "DiptychError": ("diptych.errors", "DiptychError"),
 }
-__all__ = ["__version__", *VERBS]
+__all__ = ["__version__", *VERBS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from diptych.comparison.predict import predict as predict

@@ -96,14 +96,14 @@ def export(
     need_onnx()
     if not isinstance(classifier, Classifier):
         classifier = Classifier.load(classifier)
-    clip = classifier.base_clip(clip, model)
+    base: CLIP = classifier.base_clip(clip, model)
     place = Path(folder)
     check_place(place)
-    if clip.device.type != "cpu":  # an accelerator's arithmetic is not the one to compare with
-        clip = copy.deepcopy(clip).cpu()
+    if base.device.type != "cpu":  # an accelerator's arithmetic is not the one to compare with
+        base = copy.deepcopy(base).cpu()
     with atomic_folder(place) as temporary:
-        program = Exported(classifier, clip).eval()
-        write_onnx(program, clip.preprocess, temporary / "model.onnx")
+        program = Exported(classifier, base).eval()
+        write_onnx(program, base.preprocess, temporary / "model.onnx")
         labels = {
             "format": FORMAT,
             "system": classifier.system,
@@ -113,22 +113,22 @@ def export(
             "base": asdict(classifier.base),
         }
         write_text(temporary / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1))
-        write_text(temporary / "preprocessing.json", json.dumps(asdict(clip.preprocess), indent=1))
+        write_text(temporary / "preprocessing.json", json.dumps(asdict(base.preprocess), indent=1))
         write_text(temporary / "predict.py", SCRIPT.read_text("utf-8"))
-        probabilities, embedding, compared = measure(classifier, clip, temporary)
+        probabilities, embedding, compared = measure(classifier, base, temporary)
         about = README.format(
             classes=len(classifier.classes),
             system=classifier.system,
             base=classifier.base.name,
-            size=clip.preprocess.size,
-            width=clip.embed_dim,
+            size=base.preprocess.size,
+            width=base.embed_dim,
             none="" if classifier.threshold is not None else " (here: none)",
             probabilities=probabilities,
             embedding=embedding,
         )
         write_text(temporary / "README.md", about)
         files = sorted(temporary.iterdir())
-        can, cannot = forms(classifier, clip)
+        can, cannot = forms(classifier, base)
         size = sum(f.stat().st_size for f in files)
         names = tuple(f.name for f in files)
     return ExportReport(place, names, size, probabilities, embedding, compared, can, cannot)
