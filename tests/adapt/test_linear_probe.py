@@ -78,3 +78,12 @@ def test_the_chosen_C_is_the_best_out_of_fold() -> None:
             right[config.C] += int((logits.argmax(1) == rest.labels).sum())
     assert right[chosen.config.C] == max(right.values())
     assert chosen.validation == max(right.values()) / len(support)
+
+
+def test_where_all_are_right_the_threshold_still_lets_them_pass() -> None:
+    support = shots(6, noise=0.03)
+    chosen = select(LinearProbe(), tiny_clip(), support)
+    assert chosen.validation == 1.0 and chosen.classifier.threshold is not None
+    top = chosen.classifier.probabilities(support.features(tiny_clip())).amax(1)
+    assert chosen.classifier.threshold < 0.999
+    assert (top >= chosen.classifier.threshold).float().mean() > 0.9

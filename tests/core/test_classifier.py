@@ -56,6 +56,15 @@ def test_temperature_stays_finite_where_everything_is_right() -> None:
     assert 0 < temperature_of(torch.zeros(5, 3), torch.tensor([0, 1, 2, 0, 1])) < math.inf
 
 
+@pytest.mark.parametrize("smoothing", [0.02, 0.2])
+def test_smoothed_temperature_of_two_classes(smoothing: float) -> None:
+    """All right by one gap: the best probability is that of the smoothed label."""
+    logits = torch.tensor([[3.0, 0.0]]).repeat(40, 1)
+    share = 1 - smoothing / 2
+    found = temperature_of(logits, torch.zeros(40, dtype=torch.int64), smoothing)
+    assert found == pytest.approx(3.0 / math.log(share / (1 - share)), rel=0.01)
+
+
 def test_threshold_is_a_quantile_of_the_right_ones() -> None:
     top = torch.linspace(0.5, 0.98, 101)
     probabilities = torch.stack([top, 1 - top], dim=1)

@@ -175,14 +175,15 @@ class Classifier:
             raise DiptychError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
-def temperature_of(logits: Tensor, labels: Tensor) -> float:
+def temperature_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> float:
     """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
 
-    The loss is convex in 1/T and its derivative, mean(E_p[logit] - logit of the truth), is bisected, between a
+    smoothing: share of the labels spread over all classes. Without it, logits that are right everywhere have no best
+    temperature, and the smallest is given. The loss is convex in 1/T and its derivative, mean(E_p[logit] - logit of the truth), is bisected, between a
     thousandth and a thousand times the spread of the logits.
     """
     logits = logits.double()
-    own = logits.gather(1, labels[:, None]).mean()
+    own = (1 - smoothing) * logits.gather(1, labels[:, None]).mean() + smoothing * logits.mean()
     spread = float(logits.std(dim=-1).mean().clamp_min(1e-6))
     low, high = -math.log(1e3 * spread), -math.log(1e-3 * spread)  # of log(1/T)
     for _ in range(30):

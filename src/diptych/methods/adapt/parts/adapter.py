@@ -155,7 +155,7 @@ class Selection:
 def select(adapter: Adapter, clip: CLIP, support: Support) -> Selection:
     """Choose every open hyper-parameter out of fold, refit on all shots, calibrate on the out-of-fold logits.
 
-    Ties in accuracy go to the lower calibrated log-loss. Raises Unsupported with the reason of `refusal`.
+    Ties in accuracy, which are many with few pictures, go to the lower calibrated log-loss. Raises Unsupported with the reason of `refusal`.
     """
     if reason := adapter.refusal(clip, support):
         raise Unsupported(reason)
@@ -176,9 +176,9 @@ def select(adapter: Adapter, clip: CLIP, support: Support) -> Selection:
     joined = {chosen: torch.cat(parts) for chosen, parts in logits.items()}
     right = {chosen: int((rows.argmax(1) == labels).sum()) for chosen, rows in joined.items()}
     ties = [chosen for chosen in joined if right[chosen] == max(right.values())]
-    temperatures = {chosen: temperature_of(joined[chosen], labels) for chosen in ties}
-    best = min(ties, key=lambda chosen: float(F.cross_entropy(joined[chosen] / temperatures[chosen], labels)))
-    temperature = temperatures[best]
+    unsure = 1 / (len(labels) + 2)  # Laplace's rule: so many pictures say no more, even if all of them are right
+    best = min(ties, key=lambda chosen: smoothed_loss(joined[chosen], labels, unsure))
+    temperature = temperature_of(joined[best], labels, unsure if right[best] == len(labels) else 0.0)
     probabilities = (joined[best] / temperature).softmax(1)
     classifier = replace(
         last(fit_path(adapter, best, clip, support)),
@@ -186,6 +186,12 @@ def select(adapter: Adapter, clip: CLIP, support: Support) -> Selection:
         threshold=threshold_of(probabilities, labels),
     )
     return Selection(classifier, best, right[best] / len(labels), len(labels))
+
+
+def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> float:
+    """Cross-entropy at the best temperature, with smoothed labels: where all is right, the clearest margins win."""
+    temperature = temperature_of(logits, labels, smoothing)
+    return float(F.cross_entropy(logits / temperature, labels, label_smoothing=smoothing))
 
 
 def judge_path(path: Iterator[tuple[Any, Classifier]], clip: CLIP, support: Support) -> Iterator[tuple[Any, Tensor]]:
