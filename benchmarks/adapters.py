@@ -114,14 +114,14 @@ def table(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def checks(found: dict[str, dict[str, dict[str, Any]]], shots: str = "16") -> dict[str, bool]:
-    """What is claimed: everything few-shot beats zero-shot; GDA and Tip beat kNN."""
+    """What is claimed: everything few-shot beats zero-shot; GDA and both Tip-Adapters beat kNN."""
     claims = {}
     for data, methods in found.items():
         accuracy = {m: by[shots]["accuracy"] for m, by in methods.items() if shots in by}
         for name in FEW_SHOT:
             if name in accuracy and "zero_shot" in accuracy:
                 claims[f"{data}: {name} above zero_shot"] = accuracy[name] > accuracy["zero_shot"]
-        for name in ("gda", "tip_adapter"):
+        for name in ("gda", "tip_adapter", "tip_adapter_f"):
             if name in accuracy and "knn" in accuracy:
                 claims[f"{data}: {name} above knn"] = accuracy[name] > accuracy["knn"]
     return claims

@@ -86,4 +86,4 @@ def test_where_all_are_right_the_threshold_still_lets_them_pass() -> None:
     assert chosen.validation == 1.0 and chosen.classifier.threshold is not None
     top = chosen.classifier.probabilities(support.features(tiny_clip())).amax(1)
     assert chosen.classifier.threshold < 0.999
-    assert (top >= chosen.classifier.threshold).float().mean() > 0.9
+    assert (top >= chosen.classifier.threshold).float().mean() > 0.7

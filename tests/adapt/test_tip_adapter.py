@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from diptych.core.heads import TextRows
 from diptych.methods.adapt.parts.adapter import recipe_of, select
-from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, START
+from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, STARTS
 from diptych.methods.adapt.tip_adapter import Config, TipAdapter
 
 
@@ -33,7 +33,7 @@ def test_alpha_zero_is_zero_shot() -> None:
 
 def test_the_search_covers_the_published_ranges_and_its_start() -> None:
     assert min(BETAS) == min(ALPHAS) == 0.1 and max(BETAS) == max(ALPHAS) == 50.0
-    assert START["beta"] in BETAS and START["alpha"] in ALPHAS
+    assert FALLBACK["beta"] in BETAS and set(STARTS) <= {FALLBACK["alpha"], *ALPHAS}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -179,8 +179,8 @@ def temperature_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> fl
     """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
 
     smoothing: share of the labels spread over all classes. Without it, logits that are right everywhere have no best
-    temperature, and the smallest is given. The loss is convex in 1/T and its derivative, mean(E_p[logit] - logit of the truth), is bisected, between a
-    thousandth and a thousand times the spread of the logits.
+    temperature, and the smallest is given. The loss is convex in 1/T and its derivative, mean(E_p[logit] - logit of the
+    truth), is bisected, between a thousandth and a thousand times the spread of the logits.
     """
     logits = logits.double()
     own = (1 - smoothing) * logits.gather(1, labels[:, None]).mean() + smoothing * logits.mean()

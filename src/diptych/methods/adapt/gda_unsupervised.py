@@ -36,7 +36,7 @@ class GDAUnsupervised(Adapter):
     needs = Needs(labels=False, pool=True)
     names_new_classes = True
     swept = ("alpha",)
-    fallback = {"alpha": 1.0}  # noqa: RUF012
+    fallback = {"alpha": 0.1}  # noqa: RUF012
 
     def path(self, clip: CLIP, support: Support) -> Iterator[tuple[Any, Classifier]]:
         recipe = recipe_of(support)

@@ -1,7 +1,8 @@
 """Tip-Adapter: a picture is also compared with the labelled ones, each voting for its class; no training.
 
 Use it from 4 shots a class on, where a class has several looks that one mean would blur. It cannot name new classes,
-and everything labelled stays in the file and is compared with at each prediction. Not for very many pictures.
+and everything labelled stays in the file and is compared with at each prediction. Not for very many pictures, and not
+where zero-shot is near chance, which then only disturbs the votes (`tip_adapter_f`, `gda`).
 
 Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022, arXiv 2207.09519
 (2111.03930): 62.0% on ImageNet with 16 shots and RN50, where zero-shot has 60.3. alpha and beta are searched on
@@ -16,7 +17,7 @@ from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.data.support import CROP, Support
 from diptych.methods.adapt.parts.adapter import Adapter, Work, recipe_of, sweep
-from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, START, build_cache
+from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, build_cache
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Config:
 class TipAdapter(Adapter):
     Config = Config
     swept = ("alpha", "beta")
-    fallback = START
+    fallback = FALLBACK
 
     def path(self, clip: CLIP, support: Support) -> Iterator[tuple[Any, Classifier]]:
         cache = build_cache(clip, support, support.rows(clip, recipe_of(support)), self.config.views)

@@ -24,14 +24,15 @@ from diptych.core.heads import Cache
 from diptych.data.support import CROP, Support
 from diptych.engine.loop import Cosine, Optimiser, train
 from diptych.methods.adapt.parts.adapter import Adapter, Work, recipe_of, sweep
-from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, START, build_cache
+from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, STARTS, build_cache
 
 
 @dataclass(frozen=True)
 class Config:
     """alpha, beta: weight and sharpness of the votes, searched after training. views: augmented copies of each shot.
 
-    epochs, rate, batch, weight_decay: of the training, which runs at start_alpha and start_beta.
+    epochs, rate, batch, weight_decay: of the training, which runs at start_alpha and start_beta. The release sets the
+    former between 1.17 and 10 by data set, so it is chosen on validation as well.
     """
 
     alpha: float | tuple[float, ...] = ALPHAS
@@ -41,15 +42,15 @@ class Config:
     rate: float = 1e-3
     batch: int = 256
     weight_decay: float = 0.01
-    start_alpha: float = START["alpha"]
-    start_beta: float = START["beta"]
+    start_alpha: float | tuple[float, ...] = STARTS
+    start_beta: float = 1.0
 
 
 class TipAdapterF(Adapter):
     Config = Config
     trains = ("keys",)
     swept = ("alpha", "beta")
-    fallback = START
+    fallback = {**FALLBACK, "start_alpha": FALLBACK["alpha"]}  # noqa: RUF012
 
     def path(self, clip: CLIP, support: Support) -> Iterator[tuple[Any, Classifier]]:
         cache = build_cache(clip, support, support.rows(clip, recipe_of(support)), self.config.views)

@@ -155,7 +155,8 @@ class Selection:
 def select(adapter: Adapter, clip: CLIP, support: Support) -> Selection:
     """Choose every open hyper-parameter out of fold, refit on all shots, calibrate on the out-of-fold logits.
 
-    Ties in accuracy, which are many with few pictures, go to the lower calibrated log-loss. Raises Unsupported with the reason of `refusal`.
+    Ties in accuracy, which are many with few pictures, go to the lower calibrated log-loss. Raises Unsupported with the
+    reason of `refusal`.
     """
     if reason := adapter.refusal(clip, support):
         raise Unsupported(reason)

@@ -14,7 +14,9 @@ from diptych.data.support import Support
 # steps. These cover all of them, closer together where small ones differ.
 BETAS = (0.1, 0.5, 1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0, 30.0, 50.0)
 ALPHAS = (0.1, 0.3, 0.6, 1.17, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0)
-START: dict[str, Any] = {"alpha": 1.17, "beta": 1.0}  # where the release starts on ImageNet
+STARTS = (1.17, 3.0, 10.0)  # alphas the release starts from, set by data set: 1.17 (ImageNet) to 10; beta is 1
+# Without validation: the largest of them, for one shot casts one vote where those starts reckoned with sixteen.
+FALLBACK: dict[str, Any] = {"alpha": 10.0, "beta": 1.0}
 
 
 def mean_keys(views: Tensor) -> Tensor:
@@ -30,6 +32,5 @@ def build_cache(clip: CLIP, support: Support, rows: Tensor, views: int) -> Cache
         keys=keys.cpu(),
         labels=support.labels.to(torch.int64).cpu(),
         scale=float(clip.logit_scale),
-        alpha=START["alpha"],
-        beta=START["beta"],
+        **FALLBACK,
     )
