@@ -226,6 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("give the folder of pictures, or set DIPTYCH_TEST_DATA")
+    started = start()  # first: what goes wrong goes wrong early
     clip = source.mini()
     data = Data(clip, options.data)
     head = head_of(clip)
@@ -241,7 +242,7 @@ def main() -> None:
         "variants": variants(clip, data),
         "few_shot": few_shot(clip, data),
         "speed": speed(clip, data.photo_files),
-        "start": start(),
+        "start": started,
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "load_average": [round(load, 1) for load in os.getloadavg()],
         "provenance": provenance() | {"threads": torch.get_num_threads()},
