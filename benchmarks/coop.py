@@ -10,8 +10,8 @@ bill). Measured: (1) the gradient of one step on both sides; (2) one step on bot
 a picture, the published fit of 16 shots: 200 epochs, the views of the default encoded once.
 
 --effect: accuracy of `coop` and `wise_ft` (share 0.5) with the embedded model at 16 shots, mean and standard deviation
-over seeds, row by row (with --write a row that is there is not measured again). DATA holds
-cifar10/{train,test}/<class>/* and pacs/{photo,sketch}/<class>/*.
+over seeds, row by row (with --write a row that is there is not measured again). DATA holds cifar10/{train,test}/CLASS/*
+and pacs/{photo,sketch}/CLASS/*.
 """
 
 import argparse
