@@ -232,7 +232,10 @@ def test_every_setting_can_be_set(name: str, field: str) -> None:
     given = values(system.Config(), field)
     word = {True: "true", False: "false"}[given[0]] if isinstance(given[0], bool) else str(given[0])
     assert getattr(configure(system, {field: word}).config, field) == given[0]
-    assert getattr(configure(system, {field: [word, word]}).config, field) == (given[0], given[0])
+    several = configure(system, {field: [word, word]})
+    assert getattr(several.config, field) == (given[0], given[0])
+    for single in several.singles():  # the forecast and the encoding know what a grid will read
+        assert single.views()[0] >= 0 and single.work(3, 2)
     if not isinstance(given[0], str):
         with pytest.raises(DiptychError, match=f"{name}.{field} takes"):
             configure(system, {field: "seven"})

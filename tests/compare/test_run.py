@@ -51,6 +51,12 @@ def test_rows_report_and_winner(task, tmp_path):
     assert len(set(zero_shot)) == 1
 
 
+def test_any_setting_can_be_a_grid(task, tmp_path):
+    options = {"methods": ["tip_adapter"], "settings": {"tip_adapter.views": "0,2"}}
+    rows = run(task, tmp_path / "run", shots=(4,), **options).rows
+    assert all("skipped" not in row and row["config"]["views"] in (0, 2) for row in rows)
+
+
 def test_every_seed_and_shot_meets_the_same_test_pictures(task):
     draws = [{r.id for r in task.draw(k, seed)} for k in (1, 4, None) for seed in (0, 1, 2)]
     test = {r.id for r in task.test}

@@ -11,7 +11,7 @@ from diptych.core.clip import CLIP
 from diptych.data.task import Task
 from diptych.engine.store import FeatureStore
 from diptych.errors import DiptychError
-from diptych.methods.adapt.parts.adapter import Adapter, Work, configure, grid
+from diptych.methods.adapt.parts.adapter import Adapter, Work, configure
 from diptych.methods.discover import find, systems
 
 Shots = int | Literal["all"]
@@ -123,11 +123,11 @@ def cell_seconds(cell: Cell, task: Task, speed: Speed) -> float:
     classes = len(task.classes)
     per_class = len(task.pool) / classes
     shots = per_class if cell.shots == "all" else min(cell.shots, per_class)
+    each = [seconds_of(single.work(classes, max(1, round(shots))), speed) for single in cell.adapter.singles()]
     fits = 1.0
     if cell.adapter.needs.labels and shots > 1:
-        folds = min(cell.adapter.folds, int(shots))
-        fits += folds * sum(1 for _ in grid(cell.adapter)) * (folds - 1) / folds
-    one = seconds_of(cell.adapter.work(classes, max(1, round(shots))), speed)
+        fits += len(each) * (min(cell.adapter.folds, int(shots)) - 1)  # a fold is fitted on the others
+    one = sum(each) / len(each)
     if cell.adapter.names_new_classes and (cell.seed == 0 or cell.adapter.cost == "features"):
         fits += 0.5
     judge = len(task.test) * speed.image if cell.adapter.cost == "both towers" else 0.0
@@ -182,7 +182,7 @@ def wanted_views(clip: CLIP, adapters: Sequence[Adapter]) -> list[tuple[int, tup
     """The plain pictures, and for each crop the most augmented views that any of the adapters reads."""
     most: dict[tuple[float, float], int] = {}
     for adapter in adapters:
-        views, crop = adapter.views()
-        if views and adapter.refusal(clip) is None:
-            most[crop] = max(views, most.get(crop, 0))
+        for views, crop in (single.views() for single in adapter.singles()):
+            if views and adapter.refusal(clip) is None:
+                most[crop] = max(views, most.get(crop, 0))
     return [(0, (1.0, 1.0)), *((views, crop) for crop, views in most.items())]

@@ -88,6 +88,10 @@ class Adapter:
         """Augmented views of each shot that it reads, and their crop. 0: the plain picture alone."""
         return 0, CROP
 
+    def singles(self) -> "list[Adapter]":
+        """Itself with each combination of the values that one `path` cannot serve together."""
+        return [type(self)(config) for config in grid(self)]
+
     def fit(self, clip: CLIP, support: Support) -> Classifier:
         """The fitted classifier, its hyper-parameters chosen out of fold inside the shots."""
         return select(self, clip, support).classifier
