@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    # OpenMP's threads sleep while they wait; spinning, they take the cores from each other on a machine that has more
+    # to do, and a fit becomes ten times slower. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = bool(os.environ.get("DIPTYCH_DEBUG"))
     if not debug:
         warnings.simplefilter("ignore")  # other libraries' words to their own callers

@@ -43,8 +43,12 @@ class LinearProbe(Adapter):
     def path(self, clip: CLIP, support: Support) -> Iterator[tuple[Any, Classifier]]:
         features, labels = support.features(clip).cpu().double(), support.labels.cpu()
         start = torch.zeros(len(support.names), features.shape[1] + 1, dtype=torch.float64)
-        for C in sorted(values(self.config, "C")):  # the strongest regularisation first: each start is near its end
+        wanted = values(self.config, "C")
+        # The strongest regularisation first: each start is near its end. One C alone is come by on the same way.
+        for C in sorted({*wanted, *(C for C in DECADES if C < max(wanted))}):
             start = regress(features, labels, C, start, self.config.iterations)
+            if C not in wanted:
+                continue
             head, config = Linear(start[:, :-1].float(), start[:, -1].float()), replace(self.config, C=C)
             yield config, self.classifier(clip, support, head, config, trainable=start.numel())
 
@@ -60,19 +64,17 @@ def regress(features: Tensor, labels: Tensor, C: float, start: Tensor, iteration
     """
     from scipy.optimize import fmin_l_bfgs_b
 
-    x, wanted = features.numpy(), F.one_hot(labels, len(start)).double().numpy()
-    count = len(x)
+    count = len(features)
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weight, bias = flat.reshape(start.shape)[:, :-1], flat.reshape(start.shape)[:, -1]
-        logits = x @ weight.T + bias
-        logits -= logits.max(1, keepdims=True)
-        share = np.exp(logits)
-        total = share.sum(1, keepdims=True)
-        value = (np.log(total[:, 0]) - (logits * wanted).sum(1)).mean() + (weight**2).sum() / (2 * C * count)
-        error = (share / total - wanted) / count
-        slope = error.T @ x + weight / (C * count)
-        return value, np.concatenate([slope, error.sum(0)[:, None]], axis=1).ravel()
+        weight, bias = torch.from_numpy(flat).view_as(start).split([features.shape[1], 1], dim=1)
+        log_shares = torch.addmm(bias.T, features, weight.T).log_softmax(1)  # [N, C]
+        value = F.nll_loss(log_shares, labels) + weight.square().sum() / (2 * C * count)
+        error = log_shares.exp_()
+        error[torch.arange(count), labels] -= 1
+        error /= count
+        slope = torch.cat([error.T @ features + weight / (C * count), error.sum(0)[:, None]], dim=1)
+        return float(value), slope.numpy().ravel()
 
-    found, _, _ = fmin_l_bfgs_b(loss, start.numpy().ravel(), maxiter=iterations, pgtol=1e-5, factr=1e4)
-    return torch.from_numpy(found).reshape(start.shape)
+    found, _, _ = fmin_l_bfgs_b(loss, start.numpy().ravel(), maxiter=iterations, pgtol=1e-5, factr=1e7)
+    return torch.from_numpy(found).view_as(start)
