@@ -7,8 +7,9 @@ from tiny import tiny_clip
 from torch.nn import functional as F
 
 from diptych.core.heads import TextRows
+from diptych.methods.adapt.parts import adapter, cache
 from diptych.methods.adapt.parts.adapter import recipe_of, select
-from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, STARTS
+from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, STARTS, kept
 from diptych.methods.adapt.tip_adapter import Config, TipAdapter
 
 
@@ -49,3 +50,29 @@ def test_classes_of_two_looks(seed: int) -> None:
     assert found > accuracy(TextRows(rows, 1.0), queries) + 0.2
     assert found > accuracy(TextRows(means, 1.0), queries) + 0.05
     assert chosen.validation is not None and abs(chosen.validation - found) < 0.15
+
+
+def test_very_many_shots_are_thinned_class_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    support, _ = shots(30)
+    assert kept(support) is support
+    monkeypatch.setattr(cache, "MOST", 8)  # 16 a class is more
+    few = kept(support)
+    assert few.counts.tolist() == [16] * 4
+    assert set(few.records.ids) <= set(support.records.ids) and len(set(few.records.ids)) == 64
+
+
+def test_views_are_for_few_shots_unless_they_are_set() -> None:
+    assert TipAdapter().suited(16).config.views == 10
+    assert TipAdapter().suited(17).config.views == 0
+    assert TipAdapter(Config(views=3)).suited(17).config.views == 3
+    support, _ = shots(20)
+    assert select(TipAdapter(Config(1.0, 1.0)), tiny_clip(), support).config.views == 0
+
+
+def test_a_choice_holds_out_what_memory_can_bear(monkeypatch: pytest.MonkeyPatch) -> None:
+    support, _ = shots(200)
+    everything = select(TipAdapter(Config(alpha=(0.0, 1.0), beta=1.0, views=0)), tiny_clip(), support)
+    assert everything.held == 800
+    monkeypatch.setattr(adapter, "LOGITS", 2 * 4 * 600)
+    part = select(TipAdapter(Config(alpha=(0.0, 1.0), beta=1.0, views=0)), tiny_clip(), support)
+    assert part.held == 600 and part.config == everything.config

@@ -53,7 +53,7 @@ def run_cell(cell: Cell, clip: CLIP, task: Task, store: FeatureStore) -> tuple[d
     probabilities, ms = judge_test(classifier, clip, task.test, store)
     truth = np.array(task.labels(task.test))
     before, after = new_classes(cell, clip, task, support, chosen.config, store)
-    views, crop = max(single.views() for single in adapter.singles())
+    views, crop = max(single.views() for single in adapter.suited(len(support) / len(support.names)).singles())
     encode = store.seconds(clip, support.records) + store.seconds(clip, task.test)
     if views:
         encode += store.seconds(clip, support.records, views=views, crop=crop)

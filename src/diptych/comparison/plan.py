@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from diptych.core.clip import CLIP
+from diptych.data.records import Records
 from diptych.data.task import Task
 from diptych.engine.store import FeatureStore
 from diptych.errors import DiptychError
@@ -43,15 +44,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Plan:
-    """cells in the order of running; encode_seconds: for pictures not in the cache; left_out: systems by reason."""
+    """cells in the order of running; encode_seconds: for pictures not in the cache; refit_seconds: for the winner on
+    everything labelled, at most; left_out: systems that run only when asked for, with the seconds they would take."""
 
     cells: tuple[Cell, ...]
     encode_seconds: float
-    left_out: tuple[tuple[str, float], ...]  # (system, seconds it would take): only run when asked for
+    refit_seconds: float
+    left_out: tuple[tuple[str, float], ...]
 
     @property
     def seconds(self) -> float:
-        return self.encode_seconds + sum(cell.seconds for cell in self.cells)
+        return self.encode_seconds + sum(cell.seconds for cell in self.cells) + self.refit_seconds
 
 
 def choose_systems(methods: Sequence[str] | None, settings: dict[str, str]) -> list[Adapter]:
@@ -123,7 +126,8 @@ def cell_seconds(cell: Cell, task: Task, speed: Speed) -> float:
     classes = len(task.classes)
     per_class = len(task.pool) / classes
     shots = per_class if cell.shots == "all" else min(cell.shots, per_class)
-    each = [seconds_of(single.work(classes, max(1, round(shots))), speed) for single in cell.adapter.singles()]
+    singles = cell.adapter.suited(shots).singles()
+    each = [seconds_of(single.work(classes, max(1, round(shots))), speed) for single in singles]
     fits = 1.0
     if cell.adapter.needs.labels and shots > 1:
         fits += len(each) * (min(cell.adapter.folds, int(shots)) - 1)  # a fold is fitted on the others
@@ -148,12 +152,9 @@ def make_plan(
     cells = [replace(c, seconds=0.0 if refused(c, clip) else cell_seconds(c, task, speed)) for c in cells]
     total = {a.system(): sum(c.seconds for c in cells if c.adapter is a) for a in adapters}
     cells.sort(key=lambda c: (total[c.adapter.system()], c.adapter.system()))  # stable: shots, then seeds
-    pictures = len(store.missing(clip, task.test))
-    used = drawn(task, shots, seeds)
-    pictures += len(store.missing(clip, used))
-    for views, crop in wanted_views(clip, adapters):
-        if views:
-            pictures += views * len(store.missing(clip, used, views=views, crop=crop))
+    pictures = len(store.missing(clip, task.test)) + len(store.missing(clip, task.pool))
+    for views, crop, records in augmented(clip, task, adapters, shots, seeds):
+        pictures += views * len(store.missing(clip, records, views=views, crop=crop))
     others = [find("adapt", name) for name in systems("adapt") if name not in total]
     left_out = []
     for other in others:
@@ -161,14 +162,24 @@ def make_plan(
         if not refused(cell, clip):
             each = [cell_seconds(Cell(cell.adapter, s, seed), task, speed) for s in shots for seed in range(seeds)]
             left_out.append((other.system(), sum(each)))
-    return Plan(tuple(cells), pictures * speed.image, tuple(left_out))
+    refit = max((refit_seconds(a, task, speed) for a in adapters if a.refusal(clip) is None), default=0.0)
+    return Plan(tuple(cells), pictures * speed.image, refit, tuple(left_out))
+
+
+def refit_seconds(adapter: Adapter, task: Task, speed: Speed) -> float:
+    """Forecast of the winner's last fit, should it be this one: with a choice again where that needs no tower."""
+    if adapter.cost == "features":
+        return cell_seconds(Cell(adapter, "all", 1), task, speed)
+    shots = (len(task.pool) + len(task.test)) / len(task.classes)
+    single = adapter.suited(shots).singles()[0]
+    return seconds_of(single.work(len(task.classes), round(shots)), speed)
 
 
 def refused(cell: Cell, clip: CLIP) -> bool:
     return cell.adapter.refusal(clip) is not None
 
 
-def drawn(task: Task, shots: Sequence[Shots], seeds: int):
+def drawn(task: Task, shots: Sequence[Shots], seeds: int) -> Records:
     """All pictures that any cell will fit on, each once."""
     seen = {}
     for s in shots:
@@ -178,11 +189,17 @@ def drawn(task: Task, shots: Sequence[Shots], seeds: int):
     return replace(task.pool, items=tuple(seen.values()))
 
 
-def wanted_views(clip: CLIP, adapters: Sequence[Adapter]) -> list[tuple[int, tuple[float, float]]]:
-    """The plain pictures, and for each crop the most augmented views that any of the adapters reads."""
-    most: dict[tuple[float, float], int] = {}
-    for adapter in adapters:
-        for views, crop in (single.views() for single in adapter.singles()):
-            if views and adapter.refusal(clip) is None:
-                most[crop] = max(views, most.get(crop, 0))
-    return [(0, (1.0, 1.0)), *((views, crop) for crop, views in most.items())]
+def augmented(
+    clip: CLIP, task: Task, adapters: Sequence[Adapter], shots: Sequence[Shots], seeds: int
+) -> list[tuple[int, tuple[float, float], Records]]:
+    """(views, crop, pictures): for each crop the most augmented views that any adapter reads, and of which shots."""
+    wanted: dict[tuple[float, float], tuple[int, list[Shots]]] = {}
+    for s in shots:
+        per_class = len(task.draw(None if s == "all" else s, 0)) / len(task.classes)
+        for adapter in adapters:
+            if adapter.refusal(clip) is None:
+                for views, crop in (single.views() for single in adapter.suited(per_class).singles()):
+                    most, there = wanted.get(crop, (0, []))
+                    if views:
+                        wanted[crop] = max(most, views), [*there, s]
+    return [(views, crop, drawn(task, there, seeds)) for crop, (views, there) in wanted.items()]

@@ -17,12 +17,12 @@ from diptych.comparison.plan import (
     Plan,
     Shots,
     Speed,
+    augmented,
     choose_shots,
     choose_systems,
     drawn,
     make_plan,
     measure_speed,
-    wanted_views,
 )
 from diptych.comparison.summary import Summary, Winner
 from diptych.comparison.winner import Choice, choose, refit
@@ -30,6 +30,7 @@ from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
 from diptych.data.pictures import open_picture, thumbnail_jpeg
+from diptych.data.support import CROP
 from diptych.data.task import Task
 from diptych.engine.isolate import Message, Outcome, peak_mb, run_forked, run_here
 from diptych.engine.provenance import provenance
@@ -149,7 +150,7 @@ def compare(
     everything = [Cell(a, s, seed) for a in adapters for s in shots for seed in range(1 if s == "all" else seeds)]
     if all(folder.finished(cell.name) for cell in everything) and (folder.path / "winner.safetensors").exists():
         stage.console.print(f"[dim]{folder.path} is finished; nothing to compute[/]")
-        plan = Plan(tuple(everything), 0.0, ())
+        plan = Plan(tuple(everything), 0.0, 0.0, ())
     else:
         speed = Speed(**value_of(launch(lambda tell: asdict(measure_speed(clip, task, store)))))
         plan = make_plan(clip, task, store, adapters, shots, seeds, speed)
@@ -210,7 +211,7 @@ def value_of(outcome: Outcome) -> Any:
 def announce(console: "Console", task: Task, plan: Plan, folder: RunFolder, budget: float | None) -> None:
     """What will run and how long that will take, before it starts."""
     open_cells = [c for c in plan.cells if not folder.finished(c.name)]
-    seconds = plan.encode_seconds + sum(c.seconds for c in open_cells)
+    seconds = plan.encode_seconds + sum(c.seconds for c in open_cells) + plan.refit_seconds
     console.print(
         f"[bold]{task.name}[/]: {len(task.pool)} pictures to draw shots from, {len(task.test)} to test on, "
         f"{len(task.classes)} classes"
@@ -219,7 +220,8 @@ def announce(console: "Console", task: Task, plan: Plan, folder: RunFolder, budg
         console.print(f"[yellow]![/] {warning}", highlight=False)
     done = len(plan.cells) - len(open_cells)
     kept = f", {done} of {len(plan.cells)} rows are there already" if done else ""
-    console.print(f"About [bold]{words_for(seconds)}[/] ({words_for(plan.encode_seconds)} to encode pictures){kept}.")
+    parts = f"{words_for(plan.encode_seconds)} to encode pictures, {words_for(plan.refit_seconds)} to fit the winner"
+    console.print(f"About [bold]{words_for(seconds)}[/] ({parts}){kept}.")
     if budget is not None and seconds > budget:
         console.print(f"The budget of {words_for(budget)} will leave some rows out; quick methods run first.")
     if plan.left_out:
@@ -249,20 +251,19 @@ def encode(
 ) -> None:
     """Every picture and view that any cell reads, once; what is in the cache is not read again."""
     used = drawn(task, shots, seeds)
-    for views, crop in wanted_views(clip, adapters):
-        for records, what in ((task.test, "test pictures"), (used, "shots")):
-            if views and records is task.test:
-                continue
-            missing = len(store.missing(clip, records, views=views, crop=crop))
-            if not missing:
-                continue
-            stage.begin(f"encode {what}" + (f", {views} views" if views else ""), missing)
+    plain = [(0, CROP, task.test, "test pictures"), (0, CROP, used, "shots")]
+    views_of = augmented(clip, task, adapters, shots, seeds)
+    for views, crop, records, what in [*plain, *((v, c, r, f"shots, {v} views") for v, c, r in views_of)]:
+        missing = len(store.missing(clip, records, views=views, crop=crop))
+        if not missing:
+            continue
+        stage.begin(f"encode {what}", missing)
 
-            def fill(tell: Message, records=records, views=views, crop=crop) -> None:
-                own = FeatureStore(task.digests, progress=lambda done, total: tell({"done": done, "total": total}))
-                own.fill(clip, records, views=views, crop=crop)
+        def fill(tell: Message, records=records, views=views, crop=crop) -> None:
+            own = FeatureStore(task.digests, progress=lambda done, total: tell({"done": done, "total": total}))
+            own.fill(clip, records, views=views, crop=crop)
 
-            value_of(launch(fill))
+        value_of(launch(fill))
     store.spaces.clear()  # the children have written: read the index anew
 
 

@@ -28,7 +28,8 @@ class Config:
     """The released defaults.
 
     alpha: weight of the Gaussian part; depends on the number of pictures, so one data set's means nothing for another.
-    views: augmented copies of each shot, each a sample of its own; 0 is the plain picture. prior: "uniform", or
+    views: augmented copies of each shot, each a sample of its own; 0 is the plain picture, and what is taken with more
+    than 16 shots a class unless another number is set. prior: "uniform", or
     "counts" where rare classes are rare in life too.
     """
 
@@ -43,6 +44,7 @@ class GDA(Adapter):
     names_new_classes = True
     swept = ("alpha",)
     fallback = {"alpha": 0.1}  # noqa: RUF012
+    many = {"views": 0}  # noqa: RUF012
 
     def refusal(self, clip: CLIP, support: Support | None = None) -> str | None:
         reason = super().refusal(clip, support)

@@ -45,7 +45,7 @@ class LinearProbe(Adapter):
         start = torch.zeros(len(support.names), features.shape[1] + 1, dtype=torch.float64)
         wanted = values(self.config, "C")
         # The strongest regularisation first: each start is near its end. One C alone is come by on the same way.
-        for C in sorted({*wanted, *(C for C in DECADES if C < max(wanted))}):
+        for C in sorted({*wanted, *(C for C in DECADES if max(wanted) > C)}):
             start = regress(features, labels, C, start, self.config.iterations)
             if C not in wanted:
                 continue

@@ -16,13 +16,17 @@ from typing import Any
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.data.support import CROP, Support
-from diptych.methods.adapt.parts.adapter import Adapter, Work, recipe_of, sweep
-from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, build_cache
+from diptych.methods.adapt.parts.adapter import FEW, Adapter, Work, recipe_of, sweep
+from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, MOST, build_cache, kept
 
 
 @dataclass(frozen=True)
 class Config:
-    """alpha: weight of the votes. beta: their sharpness. views: augmented copies averaged into a key, 0 for none."""
+    """alpha: weight of the votes. beta: their sharpness. views: augmented copies averaged into a key, 0 for none.
+
+    No views are taken with more than 16 shots a class unless another number is set, and at most 16 a class become keys,
+    or 4,096 pictures where that is more.
+    """
 
     alpha: float | tuple[float, ...] = ALPHAS
     beta: float | tuple[float, ...] = BETAS
@@ -33,9 +37,11 @@ class TipAdapter(Adapter):
     Config = Config
     swept = ("alpha", "beta")
     fallback = FALLBACK
+    many = {"views": 0}  # noqa: RUF012
 
     def path(self, clip: CLIP, support: Support) -> Iterator[tuple[Any, Classifier]]:
-        cache = build_cache(clip, support, support.rows(clip, recipe_of(support)), self.config.views)
+        shots = kept(support)
+        cache = build_cache(clip, shots, support.rows(clip, recipe_of(support)), self.config.views)
         for config in sweep(self.config, "alpha", "beta"):
             head = replace(cache, alpha=config.alpha, beta=config.beta)
             yield config, self.classifier(clip, support, head, config)
@@ -44,4 +50,4 @@ class TipAdapter(Adapter):
         return self.config.views, CROP
 
     def work(self, classes: int, shots: int) -> Work:
-        return Work(seconds=0.03 + 3e-8 * (classes * shots) ** 2)
+        return Work(seconds=0.03 + 3e-8 * classes * shots * min(classes * shots, max(FEW * classes, MOST)))

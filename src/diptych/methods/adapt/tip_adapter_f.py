@@ -23,13 +23,14 @@ from diptych.core.clip import CLIP
 from diptych.core.heads import Cache
 from diptych.data.support import CROP, Support
 from diptych.engine.loop import Cosine, Optimiser, train
-from diptych.methods.adapt.parts.adapter import Adapter, Work, recipe_of, sweep
-from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, STARTS, build_cache
+from diptych.methods.adapt.parts.adapter import FEW, Adapter, Work, recipe_of, sweep
+from diptych.methods.adapt.parts.cache import ALPHAS, BETAS, FALLBACK, MOST, STARTS, build_cache, kept
 
 
 @dataclass(frozen=True)
 class Config:
-    """alpha, beta: weight and sharpness of the votes, searched after training. views: augmented copies of each shot.
+    """alpha, beta: weight and sharpness of the votes, searched after training. views: augmented copies of each shot;
+    none with more than 16 a class unless another number is set. Of very many, as many become keys as in `tip_adapter`.
 
     epochs, rate, batch, weight_decay: of the training, which runs at start_alpha and start_beta. The release sets the
     former between 1.17 and 10 by data set, so it is chosen on validation as well.
@@ -51,10 +52,12 @@ class TipAdapterF(Adapter):
     trains = ("keys",)
     swept = ("alpha", "beta")
     fallback = {**FALLBACK, "start_alpha": FALLBACK["alpha"]}  # noqa: RUF012
+    many = {"views": 0}  # noqa: RUF012
 
     def path(self, clip: CLIP, support: Support) -> Iterator[tuple[Any, Classifier]]:
-        cache = build_cache(clip, support, support.rows(clip, recipe_of(support)), self.config.views)
-        keys = train_keys(cache, clip, support, self.config)
+        shots = kept(support)
+        cache = build_cache(clip, shots, support.rows(clip, recipe_of(support)), self.config.views)
+        keys = train_keys(cache, clip, shots, self.config)
         for config in sweep(self.config, "alpha", "beta"):
             head = replace(cache, keys=keys, alpha=config.alpha, beta=config.beta)
             yield config, self.classifier(clip, support, head, config, trainable=keys.numel())
@@ -63,7 +66,8 @@ class TipAdapterF(Adapter):
         return self.config.views, CROP
 
     def work(self, classes: int, shots: int) -> Work:
-        count, steps = classes * shots, self.config.epochs * math.ceil(classes * shots / self.config.batch)
+        count = min(classes * shots, max(FEW * classes, MOST))
+        steps = self.config.epochs * math.ceil(count / self.config.batch)
         return Work(seconds=0.03 + 0.002 * steps + (3e-8 + 2e-7 * self.config.epochs) * count**2)
 
 

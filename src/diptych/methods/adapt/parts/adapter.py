@@ -7,6 +7,7 @@ A system's file declares an `Adapter`: a `Config` with the published defaults, w
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from operator import attrgetter
@@ -23,6 +24,9 @@ from diptych.core.heads import Head
 from diptych.core.text import ENSEMBLE, TextRecipe
 from diptych.data.support import CROP, Support
 from diptych.errors import DiptychError, Unsupported, nearest
+
+FEW = 16  # shots a class: the most that the few-shot papers publish
+LOGITS = 2**28  # of all settings together that a choice holds in memory
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Adapter:
 
     cost: "features" (works on cached embeddings), "text tower" or "both towers" (gradients through them).
     swept: fields of Config of which one `path` serves all values. fallback: their values where nothing is left to
-    validate on. folds: out-of-fold splits for choices and for the validation figure. views, crop: augmented views
-    of each shot that it reads.
+    validate on. many: settings whose default is another beyond 16 shots a class. folds: out-of-fold splits for choices
+    and for the validation figure.
     """
 
     Config: ClassVar[type]
@@ -66,6 +70,7 @@ class Adapter:
     names_new_classes: ClassVar[bool] = False
     swept: ClassVar[tuple[str, ...]] = ()
     fallback: ClassVar[dict[str, Any]] = {}
+    many: ClassVar[dict[str, Any]] = {}
     folds: ClassVar[int] = 4
 
     def __init__(self, config: Any = None) -> None:
@@ -87,6 +92,12 @@ class Adapter:
     def views(self) -> tuple[int, tuple[float, float]]:
         """Augmented views of each shot that it reads, and their crop. 0: the plain picture alone."""
         return 0, CROP
+
+    def suited(self, shots: float) -> "Adapter":
+        """Itself for so many shots a class: what is declared as `many` holds beyond few, unless it was set."""
+        default = self.Config()
+        unset = {k: v for k, v in self.many.items() if getattr(self.config, k) == getattr(default, k)}
+        return type(self)(replace(self.config, **unset)) if unset and shots > FEW else self
 
     def singles(self) -> "list[Adapter]":
         """Itself with each combination of the values that one `path` cannot serve together."""
@@ -159,14 +170,16 @@ class Selection:
 def select(adapter: Adapter, clip: CLIP, support: Support) -> Selection:
     """Choose every open hyper-parameter out of fold, refit on all shots, calibrate on the out-of-fold logits.
 
-    Ties in accuracy, which are many with few pictures, go to the lower calibrated log-loss. Raises Unsupported with the
-    reason of `refusal`.
+    Ties in accuracy, which are many with few pictures, go to the lower calibrated log-loss. Of very many pictures, a
+    part is held out that memory can bear (`held` says how many). Raises Unsupported with the reason of `refusal`.
     """
+    adapter = adapter.suited(len(support) / len(support.names))
     if reason := adapter.refusal(clip, support):
         raise Unsupported(reason)
     folds = support.folds(adapter.folds)
     if not adapter.needs.labels:  # nothing is fitted on labels: all shots are held out
         folds = [([], list(range(len(support))))]
+    folds = [(shots, some(held, memory_for(adapter, support) // len(folds), support)) for shots, held in folds]
     if not folds:
         config = settle(adapter)
         return Selection(last(fit_path(adapter, config, clip, support)), config, None)
@@ -191,6 +204,19 @@ def select(adapter: Adapter, clip: CLIP, support: Support) -> Selection:
         threshold=threshold_of(probabilities, labels),
     )
     return Selection(classifier, best, right[best] / len(labels), len(labels))
+
+
+def memory_for(adapter: Adapter, support: Support) -> int:
+    """How many held-out pictures, at most, all settings may be judged on."""
+    settings = math.prod(len(values(adapter.config, f.name)) for f in fields(adapter.config))
+    return max(512, LOGITS // (settings * len(support.names)))
+
+
+def some(held: list[int], most: int, support: Support) -> list[int]:
+    """At most so many of them, drawn by the seed."""
+    if len(held) <= most:
+        return held
+    return sorted(held[i] for i in torch.randperm(len(held), generator=support.generator(0x501))[:most].tolist())
 
 
 def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> float:

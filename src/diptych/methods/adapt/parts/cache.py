@@ -9,14 +9,29 @@ from torch.nn import functional as F
 from diptych.core.clip import CLIP
 from diptych.core.heads import Cache
 from diptych.data.support import Support
+from diptych.methods.adapt.parts.adapter import FEW
 
 # The release searches each data set's own range: beta from 0.1 to between 7 and 50, alpha to between 3 and 50, in even
 # steps. These cover all of them, closer together where small ones differ.
 BETAS = (0.1, 0.5, 1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0, 30.0, 50.0)
 ALPHAS = (0.1, 0.3, 0.6, 1.17, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0)
+MOST = 4096
 STARTS = (1.17, 3.0, 10.0)  # alphas the release starts from, set by data set: 1.17 (ImageNet) to 10; beta is 1
 # Without validation: the largest of them, for one shot casts one vote where those starts reckoned with sixteen.
 FALLBACK: dict[str, Any] = {"alpha": 10.0, "beta": 1.0}
+
+
+def kept(support: Support) -> Support:
+    """The shots that become keys: all, or of very many as many as the paper's largest caches hold.
+
+    At most 16 a class, or 4,096 where that is more, in the classes' own proportions. Beyond that a cache has more keys
+    than it can search or train in reasonable time.
+    """
+    most = max(FEW * len(support.names), MOST)
+    if len(support) <= most:
+        return support
+    by_class = support.labels.argsort(stable=True)
+    return support.only(by_class[torch.linspace(0, len(support) - 1, most).long()].sort().values.tolist())
 
 
 def mean_keys(views: Tensor) -> Tensor:
