@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -173,3 +174,13 @@ def test_links_in_the_documents_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8")):
             if "://" not in target:
                 assert os.path.exists(document.parent / target), f"{document.name} links to {target}"
+
+
+def test_extras_exist_and_every_installer_spells_them_alike() -> None:
+    """pip and the wheel's metadata disagree over `_` in the name of an extra, and pip then installs nothing."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert all(re.fullmatch("[a-z]+", name) for name in extras)
+    text = "".join(path.read_text("utf-8") for path in [*FILES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+    named = re.findall(r'missing_extra\(\s*[^,]+, "(\w+)"', text) + re.findall(r"`(\w+)` extra", text)
+    named += re.findall(r"diptych\[(\w+)\]", text)
+    assert len(named) > 8 and set(named) <= set(extras)

@@ -75,7 +75,7 @@ def need_open_clip(purpose: str) -> None:
     try:
         import open_clip  # noqa: F401
     except ImportError as error:
-        raise missing_extra("open_clip_torch", "open_clip", purpose) from error
+        raise missing_extra("open_clip_torch", "openclip", purpose) from error
 
 
 def load_named(architecture: str, tag: str) -> CLIP:

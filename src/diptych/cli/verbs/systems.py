@@ -59,17 +59,15 @@ def markdown(found: "list[System]") -> str:
 
 
 def show(found: "list[System]") -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for column in HEADER:
-        table.add_column(column, no_wrap=column == "method", overflow="fold")
-    for system in found:
-        table.add_row(*words(system))
     console = Console(highlight=False)
-    console.print(table)
+    for name, summary, needs, trains, cost, new in map(words, found):
+        console.print(name, style="bold")
+        console.print(Padding(summary, (0, 0, 0, 2)))
+        facts = f"needs {needs} · trains {trains} · works on {cost} · new classes: {new}"
+        console.print(Padding(facts, (0, 0, 0, 2)), style="dim")
     console.print(
         "\n`diptych systems NAME` shows a method's settings; `--set NAME.FIELD=VALUE` changes one.", style="dim"
     )
