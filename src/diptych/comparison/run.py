@@ -149,7 +149,7 @@ def compare(
 
     everything = [Cell(a, s, seed) for a in adapters for s in shots for seed in range(1 if s == "all" else seeds)]
     if all(folder.finished(cell.name) for cell in everything) and (folder.path / "winner.safetensors").exists():
-        stage.console.print(f"[dim]{folder.path} is finished; nothing to compute[/]")
+        stage.console.print(f"{folder.path} is finished; nothing to compute", style="dim", markup=False)
         plan = Plan(tuple(everything), 0.0, 0.0, ())
     else:
         speed = Speed(**value_of(launch(lambda tell: asdict(measure_speed(clip, task, store)))))
@@ -210,14 +210,20 @@ def value_of(outcome: Outcome) -> Any:
 
 def announce(console: "Console", task: Task, plan: Plan, folder: RunFolder, budget: float | None) -> None:
     """What will run and how long that will take, before it starts."""
+    from rich.markup import escape
+
     open_cells = [c for c in plan.cells if not folder.finished(c.name)]
     seconds = plan.encode_seconds + sum(c.seconds for c in open_cells) + plan.refit_seconds
     console.print(
-        f"[bold]{task.name}[/]: {len(task.pool)} pictures to draw shots from, {len(task.test)} to test on, "
+        f"[bold]{escape(task.name)}[/]: {len(task.pool)} pictures to draw shots from, {len(task.test)} to test on, "
         f"{len(task.classes)} classes"
     )
     for warning in task.warnings:
-        console.print(f"[yellow]![/] {warning}", highlight=False)
+        console.print(f"[yellow]![/] {escape(warning)}", highlight=False)
+    if task.set_aside:
+        first = task.set_aside[0]
+        more = f" (and {len(task.set_aside) - 1} more: see the report)" if len(task.set_aside) > 1 else ""
+        console.print(f"[yellow]![/] set aside: {escape(first.id)}: {escape(first.reason)}{more}", highlight=False)
     done = len(plan.cells) - len(open_cells)
     kept = f", {done} of {len(plan.cells)} rows are there already" if done else ""
     parts = f"{words_for(plan.encode_seconds)} to encode pictures, {words_for(plan.refit_seconds)} to fit the winner"
@@ -227,7 +233,7 @@ def announce(console: "Console", task: Task, plan: Plan, folder: RunFolder, budg
     if plan.left_out:
         names = ", ".join(f"{name} (about {words_for(s)})" for name, s in plan.left_out)
         console.print(f"[dim]Not run unless asked for: {names}; --methods all runs everything.[/]", highlight=False)
-    console.print(f"[dim]Run folder: {folder.path}[/]", highlight=False)
+    console.print(f"[dim]Run folder: {escape(str(folder.path))}[/]", highlight=False)
 
 
 @contextlib.contextmanager
@@ -304,7 +310,8 @@ def run_cells(
             folder.finish(cell.name, {**key_of(cell), "skipped": outcome.error}, None)
         else:  # a bug: shown, kept for a report, tried again next time
             (folder.path / f"{cell.name}.error.txt").write_text(outcome.trace or "")
-            stage.console.print(f"[red]{cell.name} {outcome.error}[/]; see {folder.path / cell.name}.error.txt")
+            where = folder.path / f"{cell.name}.error.txt"
+            stage.console.print(f"{cell.name} {outcome.error}; see {where}", style="red", markup=False)
 
 
 def key_of(cell: Cell) -> dict[str, Any]:

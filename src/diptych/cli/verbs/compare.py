@@ -40,6 +40,7 @@ def options(parser: Parser) -> None:
         help='a file with one a line, or one such as "a photo of a {}." (repeat for several)')  # fmt: skip
     add("--image", metavar="COLUMN", help="the column of pictures, where the source is a table")
     add("--label", metavar="COLUMN", help="the column of labels")
+    add("--split", metavar="COLUMN", help="the column that says train, val or test (default: split, if there is one)")
     add("--group", metavar="COLUMN", help="pictures of one burst, patient or product: never on both sides of a split")
     add("--model", default="mini", metavar="M", help="mini (default), an open_clip NAME:TAG, or a file or folder")
     add(
@@ -143,6 +144,7 @@ def read_task(given: argparse.Namespace, console: "Console") -> "Task":
             group=given.group,
             image_column=given.image,
             label_column=given.label,
+            split_column=given.split,
             progress=progress,
         )
 

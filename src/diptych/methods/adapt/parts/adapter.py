@@ -26,7 +26,7 @@ from diptych.data.support import CROP, Support
 from diptych.errors import DiptychError, Unsupported, nearest
 
 FEW = 16  # shots a class: the most that the few-shot papers publish
-LOGITS = 2**28  # of all settings together that a choice holds in memory
+LOGITS = 2**27  # of all settings together that a choice holds in memory
 
 
 @dataclass(frozen=True)
