@@ -1,9 +1,6 @@
 """Writing a CLIP to a folder: in open_clip's layout, so that open_clip reads it, or in our own."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +13,7 @@ from diptych.core.clip import CLIP, EditedCLIP
 from diptych.core.load import FORMAT, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, OUR_WEIGHTS, OURS
 from diptych.core.tokenizer import FastTokenizer
 from diptych.errors import DiptychError, Unsupported
+from diptych.files import atomic_folder
 
 MARKS = (OURS, OPEN_CLIP_CONFIG)  # a folder with one of these is a model, and may be overwritten by one
 
@@ -141,28 +139,10 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that becomes it when the block ends, and vanishes when it fails."""
+    """`atomic_folder` where nothing is, or a model that may be replaced."""
     if folder.exists() and (
         not folder.is_dir() or (any(folder.iterdir()) and not any((folder / m).is_file() for m in MARKS))
     ):
         raise DiptychError(f"{folder} exists and is no model folder; choose another place")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:80]}.", dir=folder.parent))
-    except OSError as error:
-        raise DiptychError(f"cannot write {folder}: {error.strerror}") from error
-    old = temporary.with_name(temporary.name + ".old")
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise DiptychError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    with atomic_folder(folder) as place:
+        yield place
