@@ -175,7 +175,8 @@ def test_a_bug_is_called_one(diptych: Run, monkeypatch: pytest.MonkeyPatch):
 def test_control_c_in_the_middle(photos: Path, tmp_path: Path):
     """The real signal, sent to the whole group as a terminal does: no traceback of parent or child, and 130."""
     program = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 import diptych.core.load
 from diptych.cli.main import main
 from fakes import ColourTower, colour_clip
