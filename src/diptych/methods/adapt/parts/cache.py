@@ -12,9 +12,10 @@ from diptych.data.support import Support
 from diptych.methods.adapt.parts.adapter import FEW
 
 # The release searches each data set's own range: beta from 0.1 to between 7 and 50, alpha to between 3 and 50, in even
-# steps. These cover all of them, closer together where small ones differ.
-BETAS = (0.1, 0.5, 1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0, 30.0, 50.0)
-ALPHAS = (0.1, 0.3, 0.6, 1.17, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0)
+# steps. These cover all of them, and go on: votes as sharp as the largest betas make them are small, and only a large
+# alpha lets them outvote a zero-shot that says nothing.
+BETAS = (0.1, 1.0, 2.0, 4.0, 8.0, 14.0, 20.0, 30.0, 50.0)
+ALPHAS = (0.1, 0.3, 1.17, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 MOST = 4096
 STARTS = (1.17, 3.0, 10.0)  # alphas the release starts from, set by data set: 1.17 (ImageNet) to 10; beta is 1
 # Without validation: the largest of them, for one shot casts one vote where those starts reckoned with sixteen.
