@@ -21,7 +21,10 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "diptych"
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a file imports from its own floor and those below.
-FLOORS = ("errors", "paths", "files", "report", "core", "data", "engine", "methods", "comparison", "cli", "__main__")
+FLOORS = (
+    "errors", "paths", "files", "report", "losses", "core", "data", "engine", "methods", "training", "comparison",
+    "cli", "__main__",
+)  # fmt: skip
 SYSTEMS = systems("adapt")
 
 

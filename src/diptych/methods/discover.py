@@ -4,14 +4,16 @@ import importlib
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from diptych.errors import DiptychError, nearest
 
 if TYPE_CHECKING:
     from diptych.methods.adapt.parts.adapter import Adapter
+    from diptych.methods.pretrain.parts.objective import Objective
 
 FAMILIES = Path(__file__).parent
+PROTOCOLS = {"adapt": ("adapter", "Adapter"), "pretrain": ("objective", "Objective")}  # in the family's parts/
 
 
 def systems(family: str) -> list[str]:
@@ -19,21 +21,27 @@ def systems(family: str) -> list[str]:
     return sorted(p.stem for p in (FAMILIES / family).glob("*.py") if not p.stem.startswith("_"))
 
 
+@overload
+def find(family: Literal["adapt"], name: str) -> "type[Adapter]": ...
+@overload
+def find(family: Literal["pretrain"], name: str) -> "type[Objective]": ...
+@overload
+def find(family: str, name: str) -> Any: ...
 @cache
-def find(family: str, name: str) -> "type[Adapter]":
+def find(family: str, name: str) -> Any:
     """The class that a system's file declares. Raises DiptychError with the nearest name for an unknown one."""
-    from diptych.methods.adapt.parts.adapter import Adapter
-
     if name not in systems(family):
         raise DiptychError(f'no system "{name}"{nearest(name, systems(family))}')
+    file, protocol = PROTOCOLS[family]
+    base = getattr(importlib.import_module(f"diptych.methods.{family}.parts.{file}"), protocol)
     module = importlib.import_module(f"diptych.methods.{family}.{name}")
     declared = [
         v
         for v in vars(module).values()
-        if isinstance(v, type) and issubclass(v, Adapter) and v.__module__ == module.__name__
+        if isinstance(v, type) and issubclass(v, base) and v.__module__ == module.__name__
     ]
     if len(declared) != 1:
-        raise DiptychError(f"{module.__file__} must declare exactly one Adapter, it declares {len(declared)}")
+        raise DiptychError(f"{module.__file__} must declare exactly one {protocol}, it declares {len(declared)}")
     return declared[0]
 
 
@@ -57,20 +65,12 @@ def describe(family: str = "adapt") -> list[System]:
 
 
 def describe_one(family: str, name: str) -> System:
-    adapter = find(family, name)
-    about = importlib.import_module(adapter.__module__).__doc__ or ""
-    needs = adapter.needs
-    words = [f"{needs.shots}+ shots a class" if needs.labels else "no labels"]
-    words += [f"transformer {' and '.join(needs.transformers)} towers"] if needs.transformers else []
-    words += ["unlabelled pictures"] if needs.pool else []
-    words += [needs.package[0]] if needs.package else []
+    declared = find(family, name)
+    about = importlib.import_module(declared.__module__).__doc__ or ""
     return System(
         name=name,
         family=family,
         summary=about.strip().partition("\n")[0],
-        needs=", ".join(words),
-        trains=", ".join(adapter.trains) or "nothing",
-        cost=adapter.cost,
-        names_new_classes=adapter.names_new_classes,
-        settings=asdict(adapter.Config()),
+        settings=asdict(declared.Config()),
+        **declared.requirements(),
     )

@@ -81,6 +81,18 @@ class Adapter:
         """Its name: that of its file."""
         return cls.__module__.rpartition(".")[2]
 
+    @classmethod
+    def requirements(cls) -> dict[str, Any]:
+        """What the tables of systems show."""
+        needs = cls.needs
+        words = [f"{needs.shots}+ shots a class" if needs.labels else "no labels"]
+        words += [f"transformer {' and '.join(needs.transformers)} towers"] if needs.transformers else []
+        words += ["unlabelled pictures"] if needs.pool else []
+        words += [needs.package[0]] if needs.package else []
+        trains = ", ".join(cls.trains) or "nothing"
+        names_new_classes = cls.names_new_classes
+        return {"needs": ", ".join(words), "trains": trains, "cost": cls.cost, "names_new_classes": names_new_classes}
+
     def path(self, clip: CLIP, support: Support) -> Iterator[tuple[Any, Classifier]]:
         """Fit for every value of the swept fields: yields (config with single values, classifier)."""
         raise NotImplementedError
