@@ -130,7 +130,7 @@ def cell_seconds(cell: Cell, task: Task, speed: Speed) -> float:
     each = [seconds_of(single.work(classes, max(1, round(shots))), speed) for single in singles]
     fits = 1.0
     if cell.adapter.needs.labels and shots > 1:
-        fits += len(each) * (min(cell.adapter.folds, int(shots)) - 1)  # a fold is fitted on the others
+        fits += len(each) * (min(cell.adapter.folds_of(shots), int(shots)) - 1)  # a fold is fitted on the others
     one = sum(each) / len(each)
     if cell.adapter.names_new_classes and (cell.seed == 0 or cell.adapter.cost == "features"):
         fits += 0.5

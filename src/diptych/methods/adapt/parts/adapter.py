@@ -60,7 +60,7 @@ class Adapter:
     cost: "features" (works on cached embeddings), "text tower" or "both towers" (gradients through them).
     swept: fields of Config of which one `path` serves all values. fallback: their values where nothing is left to
     validate on. many: settings whose default is another beyond 16 shots a class. folds: out-of-fold splits for choices
-    and for the validation figure.
+    and for the validation figure; of many shots half as many do.
     """
 
     Config: ClassVar[type]
@@ -71,7 +71,7 @@ class Adapter:
     swept: ClassVar[tuple[str, ...]] = ()
     fallback: ClassVar[dict[str, Any]] = {}
     many: ClassVar[dict[str, Any]] = {}
-    folds: ClassVar[int] = 4
+    folds: ClassVar[int] = 8
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
@@ -104,6 +104,10 @@ class Adapter:
     def views(self) -> tuple[int, tuple[float, float]]:
         """Augmented views of each shot that it reads, and their crop. 0: the plain picture alone."""
         return 0, CROP
+
+    def folds_of(self, shots: float) -> int:
+        """Out-of-fold splits for so many shots a class."""
+        return self.folds if shots <= FEW else max(2, self.folds // 2)
 
     def suited(self, shots: float) -> "Adapter":
         """Itself for so many shots a class: what is declared as `many` holds beyond few, unless it was set."""
@@ -185,10 +189,11 @@ def select(adapter: Adapter, clip: CLIP, support: Support) -> Selection:
     Ties in accuracy, which are many with few pictures, go to the lower calibrated log-loss. Of very many pictures, a
     part is held out that memory can bear (`held` says how many). Raises Unsupported with the reason of `refusal`.
     """
-    adapter = adapter.suited(len(support) / len(support.names))
+    per_class = len(support) / len(support.names)
+    adapter = adapter.suited(per_class)
     if reason := adapter.refusal(clip, support):
         raise Unsupported(reason)
-    folds = support.folds(adapter.folds)
+    folds = support.folds(adapter.folds_of(per_class))
     if not adapter.needs.labels:  # nothing is fitted on labels: all shots are held out
         folds = [([], list(range(len(support))))]
     folds = [(shots, some(held, memory_for(adapter, support) // len(folds), support)) for shots, held in folds]
