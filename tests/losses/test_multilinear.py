@@ -59,11 +59,20 @@ def test_two_modalities_are_clips_loss():
     rows = rows_of(2)
     expected = softmax_contrastive(*rows, SCALE).item()
     for permutations in (None, permutations_of(2, B)):
-        assert multilinear_contrastive(rows, SCALE, permutations).item() == expected
+        assert multilinear_contrastive(rows, SCALE, permutations).item() == pytest.approx(expected, abs=1e-12)
     assert naive(rows, None) == pytest.approx(expected)
     torch.testing.assert_close(multilinear(*rows), (rows[0] * rows[1]).sum(1))
     with pytest.raises(DiptychError, match="two modalities"):
         multilinear_contrastive(rows[:1], SCALE)
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_parts_of_the_anchors_make_up_the_whole(modalities):
+    rows = rows_of(modalities)
+    for permutations in (None, permutations_of(modalities, B, torch.Generator().manual_seed(0))):
+        whole = multilinear_contrastive(rows, SCALE, permutations).item()
+        parts = [multilinear_contrastive(rows, SCALE, permutations, part=slice(i, i + 1)).item() for i in range(B)]
+        assert sum(parts) / B == pytest.approx(whole, abs=1e-12)
 
 
 def test_an_orthonormal_batch():

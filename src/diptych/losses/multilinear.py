@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.errors import DiptychError
-from diptych.losses.contrastive import softmax_contrastive
+from diptych.losses.contrastive import softmax_contrastive, softmax_rows
 from diptych.losses.precision import in_float32
 
 
@@ -30,46 +30,49 @@ def permutations_of(modalities: int, batch: int, generator: torch.Generator | No
 
 @in_float32
 def multilinear_contrastive(
-    rows: Sequence[Tensor], scale: Tensor | float, permutations: Tensor | None = None
+    rows: Sequence[Tensor], scale: Tensor | float, permutations: Tensor | None = None, *, part: slice = slice(None)
 ) -> Tensor:
     """Mean over the choice of anchor of the cross-entropy of its rows over samples of the others; a scalar.
 
     permutations [M, M, B]: B - 1 negatives a row, the products of the other modalities' rows, each modality in its own
     order (section 3.3). None: all B^(M - 1) combinations, whose memory is B^M. In several processes give all the same.
-    Two modalities are CLIP's loss, whatever the permutations. Raises DiptychError for fewer.
+    Two modalities are CLIP's loss, whatever the permutations. part: only these rows as anchors, still against all.
+    Raises DiptychError for fewer than two modalities.
     """
     if len(rows) < 2:
         raise DiptychError(f"a multilinear contrast needs at least two modalities, not {len(rows)}")
     if len(rows) == 2:
-        return softmax_contrastive(rows[0], rows[1], scale)
+        a, b = rows
+        first = part.indices(len(a))[0]
+        return (softmax_rows(a[part], b, scale, first=first) + softmax_rows(b[part], a, scale, first=first)).mean() / 2
+    own = torch.arange(len(rows[0]), device=rows[0].device)[part]
     losses = []
     for m, anchor in enumerate(rows):
         others = [(k, r) for k, r in enumerate(rows) if k != m]
         if permutations is None:
-            losses.append(among_all(anchor, [r for _, r in others], scale))
+            losses.append(among_all(anchor[part], [r for _, r in others], scale, own))
         else:
             shuffled = [r[permutations[m, k].to(r.device)] for k, r in others]
-            losses.append(among_shuffled(anchor, [r for _, r in others], shuffled, scale))
+            true = multilinear(anchor[part], *(r[part] for _, r in others))
+            losses.append(among_shuffled(anchor[part], true, shuffled, scale, own))
     return torch.stack(losses).mean()
 
 
 def among_shuffled(
-    anchor: Tensor, others: Sequence[Tensor], shuffled: Sequence[Tensor], scale: Tensor | float
+    anchor: Tensor, true: Tensor, shuffled: Sequence[Tensor], scale: Tensor | float, own: Tensor
 ) -> Tensor:
-    """logits [B, B]: products of shuffled rows, and on the diagonal the true sample."""
-    own = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
-    true = multilinear(anchor, *others)[:, None]
-    products = torch.where(own, true, anchor @ reduce(torch.mul, shuffled).T)
-    return F.cross_entropy(scale * products, torch.arange(len(anchor), device=anchor.device))
+    """logits [n, B]: products of shuffled rows, and in each row's own column its true sample [n]."""
+    products = (anchor @ reduce(torch.mul, shuffled).T).scatter(1, own[:, None], true[:, None])
+    return F.cross_entropy(scale * products, own)
 
 
-def among_all(anchor: Tensor, others: Sequence[Tensor], scale: Tensor | float) -> Tensor:
-    """logits [B, B^(M-1)]: the last modality's row changes fastest, so sample i is column i * (1 + B + B^2 + ...)."""
+def among_all(anchor: Tensor, others: Sequence[Tensor], scale: Tensor | float, own: Tensor) -> Tensor:
+    """logits [n, B^(M-1)]: the last modality's row changes fastest, so sample i is column i * (1 + B + B^2 + ...)."""
     products, step = others[0], 1
     for row in others[1:]:
         products = (products[:, None] * row).flatten(0, 1)
         step = step * len(row) + 1
-    return F.cross_entropy(scale * anchor @ products.T, step * torch.arange(len(anchor), device=anchor.device))
+    return F.cross_entropy(scale * anchor @ products.T, step * own)
 
 
 @in_float32

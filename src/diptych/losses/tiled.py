@@ -16,10 +16,10 @@ TILE = 512  # rows and columns; 1 MB of logits, which stay in the processor's ca
 
 
 class LogSumExp(torch.autograd.Function):
-    """scale * a @ b.T, summed as log sum exp over columns and over rows: [n] and [m]."""
+    """log sum exp of scale * a @ b.T over every row [n] and, where both are wanted, over every column [m]."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, tile: int, both: bool) -> tuple[Tensor, Tensor]:
         rows = a.new_empty(len(a))
         columns, high = a.new_zeros(len(b)), a.new_full((len(b),), -torch.inf)  # sums of exp(logit - high)
         for i in range(0, len(a), tile):
@@ -28,11 +28,12 @@ class LogSumExp(torch.autograd.Function):
             for j in range(0, len(b), tile):
                 logits = part @ b[j : j + tile].T
                 add(logits, 1, row_sum, row_high)
-                add(logits, 0, columns[j : j + tile], high[j : j + tile])
+                if both:
+                    add(logits, 0, columns[j : j + tile], high[j : j + tile])
             rows[i : i + tile] = row_sum.log() + row_high
         columns = columns.log_().add_(high)
         ctx.save_for_backward(a, b, scale, rows, columns)
-        ctx.tile = tile
+        ctx.tile, ctx.both = tile, both
         return rows, columns
 
     @staticmethod
@@ -47,15 +48,16 @@ class LogSumExp(torch.autograd.Function):
                     there = slice(j, j + tile)
                     logits = part @ b[there].T
                     slopes = (logits - rows[here, None]).exp_().mul_(of_rows[here, None])
-                    slopes += logits.sub_(columns[there]).exp_().mul_(of_columns[there])
+                    if ctx.both:
+                        slopes += logits.sub_(columns[there]).exp_().mul_(of_columns[there])
                     to_a[here].addmm_(slopes, b[there])
                     to_b[there].addmm_(slopes.T, part)
             to_scale = torch.linalg.vecdot(a, to_a).sum() if ctx.needs_input_grad[2] else None
-        return to_a.mul_(scale), to_b, to_scale, None
+        return to_a.mul_(scale), to_b, to_scale, None, None
 
 
 def add(logits: Tensor, dim: int, total: Tensor, high: Tensor) -> None:
-    """Add a tile's exp(logits) over `dim` to sums of exp(logit - high), in place, `high` risen to the tile's highest."""
+    """Add a tile's exp(logits) over `dim` to sums of exp(logit - high), in place; `high` rises with it."""
     now = torch.maximum(high, logits.amax(dim))
     total.mul_((high - now).exp_()).add_((logits - now.unsqueeze(dim)).exp_().sum(dim))
     high.copy_(now)
@@ -63,7 +65,12 @@ def add(logits: Tensor, dim: int, total: Tensor, high: Tensor) -> None:
 
 def tiled_logsumexp(a: Tensor, b: Tensor, scale: Tensor | float, *, tile: int = TILE) -> tuple[Tensor, Tensor]:
     """log sum exp(scale * a @ b.T) of every row [n] and of every column [m]; a is [n, D], b is [m, D]."""
-    return LogSumExp.apply(a, b, torch.as_tensor(scale, dtype=a.dtype, device=a.device), tile)  # type: ignore
+    return LogSumExp.apply(a, b, torch.as_tensor(scale, dtype=a.dtype, device=a.device), tile, True)  # type: ignore
+
+
+def tiled_row_logsumexp(a: Tensor, b: Tensor, scale: Tensor | float, *, tile: int = TILE) -> Tensor:
+    """The rows alone, [n]: for a part of a batch, `a`, against all of it, `b`."""
+    return LogSumExp.apply(a, b, torch.as_tensor(scale, dtype=a.dtype, device=a.device), tile, False)[0]  # type: ignore
 
 
 @in_float32
