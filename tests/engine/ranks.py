@@ -21,6 +21,7 @@ from diptych.engine.distributed import (
     local_multilinear,
     local_sigmoid,
     local_softmax,
+    of_first,
     rank,
     world,
 )
@@ -96,7 +97,8 @@ def measure() -> dict[str, dict[str, list[float]]]:
                 tensor /= world()
         found[way] = {name: tensor.tolist() for name, tensor in row.items()}
     numbers = gather(torch.arange(4).reshape(2, 2) + 10 * rank())
-    found["order"] = {"rows": numbers.flatten().tolist()}
+    first = of_first(torch.arange(3) + 10 * rank())
+    found["order"] = {"rows": numbers.flatten().tolist(), "first": first.tolist()}
     return found
 
 

@@ -47,4 +47,6 @@ def test_a_local_loss_with_constant_others_would_be_caught(found: dict[str, Foun
 
 
 def test_rows_come_in_the_order_of_ranks(found: dict[str, Found]):
+    """Told by the last process."""
+    assert found["4"]["order"]["first"] == [0, 1, 2]
     assert found["4"]["order"]["rows"] == [10 * r + i for r in range(4) for i in range(4)]

@@ -71,6 +71,14 @@ def gather_embeddings(embeddings: dict[str, Tensor], *, with_gradient: bool = Tr
     return {name: gather(rows, with_gradient=with_gradient) for name, rows in embeddings.items()}
 
 
+def of_first(tensor: Tensor) -> Tensor:
+    """The first process's tensor, in all of them: what was computed or drawn there. Same shape everywhere."""
+    if world() > 1:
+        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 # -- own rows [n, D] against everyone's ------------------------------------------------------------------------------
 
 
