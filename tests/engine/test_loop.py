@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.engine.loop import Cosine, Diverged, Optimiser, train
+from diptych.engine.loop import Cosine, Diverged, Group, Loop, Optimiser, train
 
 
 def problem(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,3 +152,59 @@ def test_two_processes_equal_one(tmp_path):
     train({"w": alone}, lambda _: squares(x, y, alone), Optimiser("sgd", 0.05), 10)
     for rank in range(2):
         assert torch.allclose(torch.load(tmp_path / f"rank{rank}", weights_only=True), alone, atol=1e-6)
+
+
+def test_groups_are_those_of_torch():
+    x, y, start = problem()
+    ours = {name: start.clone().requires_grad_() for name in ("w", "b")}
+    spec = Optimiser("adamw", 0.05, beta2=0.98, eps=1e-6)
+    groups = [Group(("w",), weight_decay=0.3), Group(("b",), rate=0.1)]
+    loop = Loop(ours, spec, 10, groups=groups, schedule=Cosine(warmup=3))
+    theirs = {name: start.clone().requires_grad_() for name in ("w", "b")}
+    optimizer = torch.optim.AdamW(
+        [{"params": [theirs["w"]], "weight_decay": 0.3}, {"params": [theirs["b"]], "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+    for step in range(10):
+        loop.step(step, lambda _: squares(x, y, ours["w"] + ours["b"]))
+        rate = Cosine(warmup=3).rate(0.05, step, 10)
+        for group, share in zip(optimizer.param_groups, (1, 0.1), strict=True):
+            group["lr"] = rate * share
+        optimizer.zero_grad()
+        squares(x, y, theirs["w"] + theirs["b"]).backward()
+        optimizer.step()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name])
+
+
+def test_a_loop_taken_up_again_is_the_same():
+    x, y, start = problem()
+
+    def run(stop: int, state: dict[str, Tensor] | None = None, at: Tensor = start) -> tuple[Tensor, dict[str, Tensor]]:
+        w = at.clone().requires_grad_()
+        loop = Loop({"w": w}, Optimiser("adamw", 0.05), 12, schedule=Cosine(cycles=2))
+        if state:
+            loop.load_state(state)
+        for step in range(0 if state is None else 5, stop):
+            loop.step(step, lambda _: squares(x, y, w))
+        return w.detach(), loop.state()
+
+    whole, _ = run(12)
+    half, state = run(5)
+    assert torch.equal(run(12, state, half)[0], whole)
+
+
+def test_a_cosine_with_restarts_begins_again_at_the_peak():
+    rates = [Cosine(warmup=2, cycles=2).rate(1.0, step, 12) for step in range(12)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == 1.0
+    assert rates[3:7] == pytest.approx(rates[8:12]) and rates[6] < 0.1
+
+
+def test_a_tensor_that_no_gradient_reaches_stays_where_that_is_allowed():
+    x, y, start = problem()
+    w, unused = start.clone().requires_grad_(), torch.ones(1, requires_grad=True)
+    loop = Loop({"w": w, "unused": unused}, Optimiser("adamw", 0.05, weight_decay=0.5), 1, strict=False)
+    done = loop.step(0, lambda _: {"fit": squares(x, y, w)})
+    assert unused.item() == 1.0 and not torch.equal(w, start)
+    assert done.terms == {"fit": done.loss} and done.norm > 0

@@ -64,10 +64,13 @@ class Preprocess:
         canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
         return canvas
 
-    def view(self, image: Image.Image, rng: np.random.Generator, scale: tuple[float, float]) -> Tensor:
+    def view(
+        self, image: Image.Image, rng: np.random.Generator, scale: tuple[float, float], *, flip: bool = True
+    ) -> Tensor:
         """One augmented view: random resized crop (area share in `scale`, aspect 3/4..4/3), random flip.
 
-        -> [3, size, size] float32. The recipe of CoOp, Tip-Adapter and GDA.
+        -> [3, size, size] float32. The recipe of CoOp, Tip-Adapter and GDA; pretraining does not flip, since texts
+        speak of left and right.
         """
         width, height = image.size
         for _ in range(10):
@@ -82,7 +85,7 @@ class Preprocess:
             left, top = (width - w) // 2, (height - h) // 2
         box = (left, top, left + w, top + h)
         crop = image.resize((self.size, self.size), RESAMPLING[self.interpolation], box=box)
-        if rng.random() < 0.5:
+        if flip and rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self.tensor(crop)
 

@@ -18,14 +18,19 @@ def is_dataset_folder(path: Path) -> bool:
 
 def read_dataset_folder(path: Path, columns: dict[str, str | None]) -> Records:
     """The records of a Hugging Face dataset folder. Needs `datasets`, or `pyarrow` where it is all Parquet."""
+    return records_of(dataset_tables(path), columns, str(path))
+
+
+def dataset_tables(path: Path) -> list[Table]:
+    """Its tables, with their splits."""
     if _saved(path):
-        return records_of(_saved_to_disk(path), columns, str(path))
+        return _saved_to_disk(path)
     tables = []
     for file in _data_files(path):
         make = parquet_table if file.suffix == ".parquet" else _arrow
         words = re.split(r"[^a-z]+", str(file.relative_to(path)).lower())
         tables.append(make(file, split=next((SPLITS[word] for word in words if word in SPLITS), None)))
-    return records_of(tables, columns, str(path))
+    return tables
 
 
 def _arrow(path: Path, split: str | None = None) -> Table:

@@ -44,8 +44,11 @@ class Table:
 
 def read_table(path: Path, columns: dict[str, str | None]) -> Records:
     """The records of one .csv, .tsv or .parquet file."""
-    table = parquet_table(path) if path.suffix.lower() == ".parquet" else _csv(path)
-    return records_of([table], columns, str(path))
+    return records_of([open_table(path)], columns, str(path))
+
+
+def open_table(path: Path) -> Table:
+    return parquet_table(path) if path.suffix.lower() == ".parquet" else _csv(path)
 
 
 # -- readers ---------------------------------------------------------------------------------------------------
@@ -158,10 +161,10 @@ def _short(where: str, source: str) -> str:
 
 
 def _table_records(table: Table, asked: dict[str, str | None], prefix: str) -> list[Record]:
-    image = _find(table, "image", asked["image"])
-    label = _find(table, "label", asked["label"])
-    split = _find(table, "split", asked["split"])
-    group = _find(table, "group", asked["group"])
+    image = find_column(table, "image", asked["image"])
+    label = find_column(table, "label", asked["label"])
+    split = find_column(table, "split", asked["split"])
+    group = find_column(table, "group", asked["group"])
     assert image is not None
     if table.split == "unlabelled":
         label = None
@@ -170,7 +173,7 @@ def _table_records(table: Table, asked: dict[str, str | None], prefix: str) -> l
 
     sides = _sides(table, split)
     labels = _labels(table, label, sides) if label is not None else [None] * table.rows
-    groups = [_text(cell) for cell in table.column(group)] if group is not None else [None] * table.rows
+    groups = [word_of(cell) for cell in table.column(group)] if group is not None else [None] * table.rows
     if image in table.inside:
         read = table.picture
         assert read is not None
@@ -184,7 +187,7 @@ def _table_records(table: Table, asked: dict[str, str | None], prefix: str) -> l
     ]
 
 
-def _find(table: Table, kind: str, asked: str | None) -> str | None:
+def find_column(table: Table, kind: str, asked: str | None) -> str | None:
     """The column for `kind`: the one asked for, else the one the data set declares, else the usual name."""
     if asked is not None:
         if asked not in table.names:
@@ -207,7 +210,7 @@ def _no_column(table: Table, kind: str) -> DiptychError:
     )
 
 
-def _text(cell: Cell) -> str | None:
+def word_of(cell: Cell) -> str | None:
     """A cell as a word; None where it is missing. Whole floats (a number column with gaps) lose their .0."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
@@ -223,7 +226,7 @@ def _sides(table: Table, column: str | None) -> list[str | None]:
     words = table.words.get(column)
     sides: list[str | None] = []
     for row, cell in enumerate(table.column(column), 1):
-        word = (_text(words[cell] if words and isinstance(cell, int) else cell) or "").lower()
+        word = (word_of(words[cell] if words and isinstance(cell, int) else cell) or "").lower()
         if word and word not in SPLITS and word not in UNLABELLED:
             valid = [*SPLITS, *sorted(UNLABELLED)]
             raise DiptychError(f'{table.where}, row {row}: "{word}" is no split{nearest(word, valid)}')
@@ -244,7 +247,7 @@ def _labels(table: Table, column: str, sides: list[str | None]) -> list[str | No
         if words is not None and isinstance(cell, int):
             label = words[cell] if 0 <= cell < len(words) else None
         else:
-            label = _text(cell)
+            label = word_of(cell)
         if side == "unlabelled":
             label = None
         elif label is None:
@@ -263,7 +266,7 @@ def _paths(table: Table, column: str) -> list[Path]:
     empty: list[int] = []
     lost: list[str] = []
     for row, cell in enumerate(table.column(column), 1):
-        word = _text(cell)
+        word = word_of(cell)
         if word is None:
             empty.append(row)
             continue

@@ -6,9 +6,9 @@ so a run can be repeated, and taken up again in the middle, without any other st
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -27,40 +27,75 @@ class Diverged(DiptychError):
 
 @dataclass(frozen=True)
 class Optimiser:
-    """rate: the peak learning rate; momentum is SGD's."""
+    """rate: the peak learning rate; momentum is SGD's; the betas and eps are AdamW's."""
 
     kind: Literal["sgd", "adamw"]
     rate: float
     weight_decay: float = 0.0
     momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the tensors, by name: their share of the learning rate, and their weight decay."""
+
+    names: tuple[str, ...]
+    rate: float = 1.0
+    weight_decay: float = 0.0
 
 
 class Moments:
-    """An optimiser's state over tensors, stepped by torch's own functions.
+    """An optimiser's state over named tensors, stepped by torch's own functions.
 
     Not torch.optim's classes: the first of them that is built imports torch's compiler, 5 seconds and 160 MB a process.
     """
 
-    def __init__(self, spec: Optimiser, tensors: list[Tensor]) -> None:
-        self.spec, self.tensors = spec, tensors
+    def __init__(self, spec: Optimiser, tensors: Mapping[str, Tensor]) -> None:
+        self.spec, self.names, self.tensors = spec, list(tensors), list(tensors.values())
         self.first: list[Any] = [None] * len(tensors)
         if spec.kind == "adamw":
-            self.first = [torch.zeros_like(t) for t in tensors]
-            self.second = [torch.zeros_like(t) for t in tensors]
-            self.counts = [torch.zeros(()) for _ in tensors]
+            self.first = [torch.zeros_like(t) for t in self.tensors]
+            self.second = [torch.zeros_like(t) for t in self.tensors]
+            self.counts = [torch.zeros(()) for _ in self.tensors]
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        spec, gradients = self.spec, [t.grad for t in self.tensors if t.grad is not None]
+        """Move the tensors that have a gradient, and drop it."""
+        spec, moved = self.spec, [i for i, t in enumerate(self.tensors) if t.grad is not None]
+        tensors, gradients = [self.tensors[i] for i in moved], [self.tensors[i].grad for i in moved]
+        first = [self.first[i] for i in moved]
         common: dict[str, Any] = {"weight_decay": spec.weight_decay, "lr": rate, "maximize": False, "foreach": True}
+        if not moved:
+            return
         if spec.kind == "sgd":
             common |= {"momentum": spec.momentum, "dampening": 0.0, "nesterov": False}
-            sgd(self.tensors, gradients, self.first, has_sparse_grad=False, **common)
+            sgd(tensors, gradients, first, has_sparse_grad=False, **common)  # pyright: ignore[reportArgumentType]
+            for i, buffer in zip(moved, first, strict=True):
+                self.first[i] = buffer
         else:
-            common |= {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-            adamw(self.tensors, gradients, self.first, self.second, [], self.counts, **common)
-        for tensor in self.tensors:
+            second, counts = [self.second[i] for i in moved], [self.counts[i] for i in moved]
+            common |= {"amsgrad": False, "beta1": spec.beta1, "beta2": spec.beta2, "eps": spec.eps}
+            adamw(tensors, gradients, first, second, [], counts, **common)  # pyright: ignore[reportArgumentType]
+        for tensor in tensors:
             tensor.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        found = {f"first.{name}": t for name, t in zip(self.names, self.first, strict=True) if t is not None}
+        if self.spec.kind == "adamw":
+            found |= {f"second.{name}": t for name, t in zip(self.names, self.second, strict=True)}
+            found |= {f"count.{name}": t for name, t in zip(self.names, self.counts, strict=True)}
+        return found
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for i, (name, tensor) in enumerate(zip(self.names, self.tensors, strict=True)):
+            if f"first.{name}" in state:
+                self.first[i] = state[f"first.{name}"].to(tensor.device).clone()
+            if self.spec.kind == "adamw":
+                self.second[i] = state[f"second.{name}"].to(tensor.device).clone()
+                self.counts[i] = state[f"count.{name}"].clone()
 
 
 @dataclass(frozen=True)
@@ -68,6 +103,7 @@ class Cosine:
     """Learning rate from the peak down to `least` along half a cosine, changing every `every` steps (an epoch's).
 
     warmup: units of `every` before it. constant: their rate; None rises to the peak in equal steps.
+    cycles: so many cosines, one after the other, each from the peak.
     After a constant warm-up the cosine is as long as the whole run (the toolbox of CoOp and MaPLe), so it ends early.
     """
 
@@ -75,13 +111,15 @@ class Cosine:
     warmup: int = 0
     constant: float | None = None
     least: float = 0.0
+    cycles: int = 1
 
     def rate(self, peak: float, step: int, steps: int) -> float:
         now, units = step // self.every, math.ceil(steps / self.every)
         if now < self.warmup:
             return peak * (now + 1) / self.warmup if self.constant is None else self.constant
         span = units if self.constant is not None else max(units - self.warmup, 1)
-        return self.least + (peak - self.least) * (1 + math.cos(math.pi * (now - self.warmup) / span)) / 2
+        span = math.ceil(span / self.cycles)
+        return self.least + (peak - self.least) * (1 + math.cos(math.pi * ((now - self.warmup) % span) / span)) / 2
 
 
 class Runtime(Protocol):
@@ -135,6 +173,81 @@ def runtime(device: torch.device) -> Runtime:
     return fabric  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step did: the loss and its parts before the update, the norm of the gradient before it was clipped."""
+
+    loss: float
+    terms: dict[str, float]
+    norm: float
+    rate: float
+
+
+class Loop:
+    """Training a step at a time, so that a run can be watched, kept and taken up again. `train` is the whole of it.
+
+    trainable: leaf tensors by name, changed in place. groups: their rates and weight decays (none: one group).
+    clip: largest norm of the whole gradient. strict: a tensor that no gradient reaches is a mistake.
+    """
+
+    def __init__(
+        self,
+        trainable: Mapping[str, Tensor],
+        optimiser: Optimiser,
+        steps: int,
+        *,
+        groups: Sequence[Group] = (),
+        schedule: Cosine | None = None,
+        accumulate: int = 1,
+        clip: float | None = None,
+        strict: bool = True,
+    ) -> None:
+        if not trainable or not all(t.is_leaf and t.requires_grad for t in trainable.values()):
+            raise ValueError("train needs leaf tensors that require a gradient")
+        self.trainable, self.optimiser, self.steps, self.schedule = trainable, optimiser, steps, schedule
+        self.accumulate, self.clip, self.strict = accumulate, clip, strict
+        self.run = runtime(next(iter(trainable.values())).device)
+        groups = groups or (Group(tuple(trainable), 1.0, optimiser.weight_decay),)
+        self.moments = [
+            (group.rate, Moments(replace(optimiser, weight_decay=group.weight_decay), pick(trainable, group.names)))
+            for group in groups
+        ]
+
+    def step(self, step: int, loss: Callable[[int], Loss]) -> Step:
+        """One update. See `train` for `loss`; raises Diverged."""
+        rate = self.schedule.rate(self.optimiser.rate, step, self.steps) if self.schedule else self.optimiser.rate
+        where = f"at step {step + 1} of {self.steps} (learning rate {rate:.2g})"
+        seen: dict[str, float] = {}
+        for part in range(self.accumulate):
+            with self.run.autocast():
+                terms = loss(step * self.accumulate + part)
+            terms = terms if isinstance(terms, Mapping) else {"loss": terms}
+            parts = torch.stack([t.float() for t in terms.values()]) / self.accumulate
+            for name, value in finite(parts.detach(), terms, where).items():
+                seen[name] = seen.get(name, 0.0) + value
+            self.run.backward(parts.sum())
+        if processes() > 1:
+            for tensor in self.trainable.values():
+                if tensor.grad is not None:
+                    self.run.all_reduce(tensor.grad)
+        norm = clip_gradient(self.trainable, self.clip, where, self.strict)
+        for share, moments in self.moments:
+            moments.step(rate * share)
+        return Step(sum(seen.values()), seen, norm, rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimiser's tensors, for a checkpoint."""
+        return {name: tensor for _, moments in self.moments for name, tensor in moments.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for _, moments in self.moments:
+            moments.load_state(state)
+
+
+def pick(trainable: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: trainable[name] for name in names}
+
+
 def train(
     trainable: Mapping[str, Tensor],
     loss: Callable[[int], Loss],
@@ -152,53 +265,40 @@ def train(
     step, with step * accumulate + 0, 1, ... clip: largest norm of the whole gradient. Several processes average
     their gradients. Raises Diverged, naming the term or tensor, where something stops being finite.
     """
-    tensors = list(trainable.values())
-    if not tensors or not all(t.is_leaf and t.requires_grad for t in tensors):
-        raise ValueError("train needs leaf tensors that require a gradient")
-    run = runtime(tensors[0].device)
-    moments = Moments(optimiser, tensors)
+    loop = Loop(trainable, optimiser, steps, schedule=schedule, accumulate=accumulate, clip=clip)
     losses: list[float] = []
     for step in range(steps):
-        rate = schedule.rate(optimiser.rate, step, steps) if schedule else optimiser.rate
-        where = f"at step {step + 1} of {steps} (learning rate {rate:.2g})"
-        total = 0.0
-        for part in range(accumulate):
-            with run.autocast():
-                terms = loss(step * accumulate + part)
-            terms = terms if isinstance(terms, Mapping) else {"loss": terms}
-            joined = torch.stack([t.float() for t in terms.values()]).sum() / accumulate
-            total += finite(joined, terms, where)
-            run.backward(joined)
-        if processes() > 1:
-            for tensor in tensors:
-                if tensor.grad is not None:
-                    run.all_reduce(tensor.grad)
-        clip_gradient(trainable, clip, where)
-        moments.step(rate)
-        losses.append(total)
+        losses.append(loop.step(step, loss).loss)
         if progress:
             progress(step + 1, steps)
     return losses
 
 
-def finite(joined: Tensor, terms: Mapping[str, Tensor], where: str) -> float:
-    value = float(joined.detach())
-    if math.isfinite(value):
-        return value
-    culprits = [name for name, term in terms.items() if not bool(term.isfinite())] or list(terms)
-    raise Diverged(f"training broke: {' and '.join(culprits)} became {value} {where}; try a smaller learning rate")
+def finite(parts: Tensor, terms: Mapping[str, Tensor], where: str) -> dict[str, float]:
+    """The values of the terms; parts [len(terms)]: what is summed."""
+    values = dict(zip(terms, parts.tolist(), strict=True))
+    total = sum(values.values())
+    if math.isfinite(total):
+        return values
+    culprits = [name for name, term in terms.items() if not bool(term.isfinite().all())] or list(terms)
+    raise Diverged(f"training broke: {' and '.join(culprits)} became {total} {where}; try a smaller learning rate")
 
 
-def clip_gradient(trainable: Mapping[str, Tensor], clip: float | None, where: str) -> None:
-    """Scale the whole gradient down to norm `clip`. A tensor that no gradient reaches is a mistake of the method."""
+def clip_gradient(trainable: Mapping[str, Tensor], clip: float | None, where: str, strict: bool = True) -> float:
+    """Scale the whole gradient down to norm `clip`; -> its norm before.
+
+    A tensor that no gradient reaches is a mistake of the method, where it is `strict`.
+    """
     missing = [name for name, tensor in trainable.items() if tensor.grad is None]
-    if missing:
+    if missing and (strict or len(missing) == len(trainable)):
         raise RuntimeError(f"no gradient reaches {', '.join(missing)}")
-    gradients = [t.grad for t in trainable.values() if t.grad is not None]
+    reached = {name: t.grad for name, t in trainable.items() if t.grad is not None}
+    gradients = list(reached.values())
     norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
     norm = float(norms.norm())
     if not math.isfinite(norm):
-        culprit = next(name for name, n in zip(trainable, norms.tolist(), strict=True) if not math.isfinite(n))
+        culprit = next(name for name, n in zip(reached, norms.tolist(), strict=True) if not math.isfinite(n))
         raise Diverged(f"training broke: the gradient of {culprit} is not finite {where}; try a smaller learning rate")
     if clip is not None and norm > clip:
         torch._foreach_mul_(gradients, clip / norm)  # pyright: ignore[reportPrivateImportUsage]
+    return norm
