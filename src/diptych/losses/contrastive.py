@@ -1,41 +1,70 @@
-"""Contrastive losses between two lists of embeddings whose rows belong together."""
+"""Rows of two modalities against each other: softmax (CLIP) and sigmoid (SigLIP).
+
+Shapes: B pairs, D the embedding size; `a` and `b` are [B, D], row i of one belongs to row i of the other, and both are
+of unit length unless a system wants otherwise. `scale` multiplies the dot products (1 / temperature).
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diptych.losses.precision import in_float32
 
+
+@in_float32
 def softmax_contrastive(
     a: Tensor, b: Tensor, scale: Tensor | float, *, targets: Tensor | None = None, weights: Tensor | None = None
 ) -> Tensor:
-    """The mean of both directions' cross-entropies: row i of `a` belongs to row i of `b`. -> scalar.
+    """Mean cross-entropy of both directions; a scalar (Radford et al. 2021, arXiv 2103.00020, figure 3).
 
-    a, b [B, D] unit rows; scale: the multiplier of the cosine; targets [B, B]: rows of a distribution over `b` for
-    each of `a` (its transpose, made to sum to one, is that of `b`); weights [B]: of the pairs.
-    Radford et al., arXiv 2103.00020, figure 3.
+    targets: [B, B], row i is a distribution over the rows of b; the other direction takes the columns, each divided
+    by its sum (a column without mass counts nothing). None is the diagonal. See `positives_of` for ids that repeat.
+    weights: [B] of the pairs; the result is mean(weights * loss), so that weights below 1 make it smaller (ALIP).
     """
     logits = scale * a @ b.T  # [B, B]
     if targets is None:
-        own = torch.arange(len(a), device=a.device)
-        there = F.cross_entropy(logits, own, reduction="none")
-        back = F.cross_entropy(logits.T, own, reduction="none")
+        own = logits.diagonal()
+        pairs = (logits.logsumexp(1) - own + logits.logsumexp(0) - own) / 2
     else:
-        turned = targets.T / targets.T.sum(1, keepdim=True)
-        there = F.cross_entropy(logits, targets, reduction="none")
-        back = F.cross_entropy(logits.T, turned, reduction="none")
-    losses = (there + back) / 2  # [B]
-    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
+        columns = targets / targets.sum(0).clamp_min(torch.finfo(targets.dtype).tiny)
+        rows = -(targets * logits.log_softmax(1)).sum(1)
+        pairs = (rows - (columns * logits.log_softmax(0)).sum(0)) / 2
+    return pairs.mean() if weights is None else (weights * pairs).mean()
 
 
-def sigmoid_contrastive(
-    a: Tensor, b: Tensor, scale: Tensor | float, bias: Tensor | float, *, positives: Tensor | None = None
-) -> Tensor:
-    """Every pair on its own, together or not: -> the sum of the [B, B] log-losses over B.
+@in_float32
+def softmax_rows(a: Tensor, b: Tensor, scale: Tensor | float, *, first: int = 0) -> Tensor:
+    """Cross-entropy of each row of `a` [n, D] over all of `b` [B, D], whose row `first + i` is its own; -> [n].
 
-    positives [B, B] bool: which belong together; none: the diagonal. Zhai et al., arXiv 2303.15343, equation 1.
+    One direction of `softmax_contrastive` for a part of the batch.
     """
-    logits = scale * a @ b.T + bias
+    own = torch.arange(first, first + len(a), device=a.device)
+    return F.cross_entropy(scale * a @ b.T, own, reduction="none")
+
+
+@in_float32
+def sigmoid_contrastive(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float,
+    *,
+    positives: Tensor | None = None,
+    first: int = 0,
+) -> Tensor:
+    """Every pair is a yes/no question: sum over all pairs, divided by the rows of `a` (Zhai et al., arXiv 2303.15343).
+
+    `a` may be a part of the batch, [n, D], whose row i belongs to row `first + i` of b. positives: [n, B], true where
+    the answer is yes; None is that one row.
+    """
+    logits = scale * a @ b.T + bias  # [n, B]
     if positives is None:
-        positives = torch.eye(len(a), len(b), dtype=torch.bool, device=a.device)
-    signs = torch.where(positives, 1.0, -1.0).to(logits.dtype)
-    return -F.logsigmoid(signs * logits).sum() / len(a)
+        # -log sigmoid(x) = -log sigmoid(-x) - x: all as negatives, then the positives put right
+        return F.softplus(logits).sum() / len(a) - logits.diagonal(first).sum() / len(a)
+    return F.softplus(torch.where(positives.bool(), -logits, logits)).sum() / len(a)
+
+
+def positives_of(ids: Tensor) -> Tensor:
+    """Targets [B, B] where ids [B] repeat: row i is even over all pairs with its id (UniCL, SupCon)."""
+    same = (ids[:, None] == ids[None]).float()
+    return same / same.sum(1, keepdim=True)

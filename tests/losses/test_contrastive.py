@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from naive import cross_entropy, matrix, one_hot, turned, unit
+
+from diptych.losses.contrastive import positives_of, sigmoid_contrastive, softmax_contrastive, softmax_rows
+
+B, D = 6, 5
+A, T = unit(B, D, seed=1), unit(B, D, seed=2)
+IDS = torch.tensor([3, 1, 3, 2, 1, 3])
+WEIGHTS = torch.tensor([0.5, 1.0, 0.0, 2.0, 0.3, 1.0], dtype=torch.float64)
+SOFT = torch.rand(B, B, generator=torch.Generator().manual_seed(3), dtype=torch.float64).softmax(1)
+
+
+def naive(a, b, scale, targets=None, weights=None) -> float:
+    logits = matrix(a, b, scale)
+    rows = targets.tolist() if targets is not None else [one_hot(i, len(a)) for i in range(len(a))]
+    columns = [[v / sum(column) for v in column] for column in turned(rows)]
+    weights = [1.0] * len(a) if weights is None else weights.tolist()
+    total = 0.0
+    for i, weight in enumerate(weights):
+        total += weight * cross_entropy(rows[i], logits[i]) / 2
+        total += weight * cross_entropy(columns[i], turned(logits)[i]) / 2
+    return total / len(a)
+
+
+@pytest.mark.parametrize("targets", [None, SOFT, positives_of(IDS).double()], ids=["diagonal", "soft", "ids"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
+def test_softmax_is_the_loop(targets, weights):
+    found = softmax_contrastive(A, T, 7.0, targets=targets, weights=weights)
+    assert found.item() == pytest.approx(naive(A, T, 7.0, targets, weights), abs=1e-12)
+
+
+@pytest.mark.parametrize("targets", [None, SOFT], ids=["diagonal", "soft"])
+def test_softmax_gradients(targets):
+    inputs = [A.clone().requires_grad_(), T.clone().requires_grad_(), torch.tensor(5.0).double().requires_grad_()]
+    assert torch.autograd.gradcheck(
+        lambda a, b, s: softmax_contrastive(a, b, s, targets=targets, weights=WEIGHTS), inputs
+    )
+
+
+def test_softmax_of_an_orthonormal_batch():
+    """a = b = the identity: log(1 + (B - 1) exp(-s))."""
+    rows = torch.eye(B, dtype=torch.float64)
+    assert softmax_contrastive(rows, rows, 3.0).item() == pytest.approx(math.log(1 + (B - 1) * math.exp(-3)))
+    assert softmax_contrastive(rows[:1], rows[:1], 3.0).item() == 0
+
+
+def test_repeated_ids_share_the_mass_and_unique_ones_are_the_diagonal():
+    targets = positives_of(IDS)
+    assert torch.equal(targets, targets.T)
+    assert targets[0].tolist() == pytest.approx([1 / 3, 0, 1 / 3, 0, 0, 1 / 3])
+    assert torch.equal(positives_of(torch.tensor([5, 9, 7])), torch.eye(3))
+    found = softmax_contrastive(A, T, 4.0, targets=positives_of(torch.arange(B)).double())
+    assert found.item() == pytest.approx(softmax_contrastive(A, T, 4.0).item(), abs=1e-12)
+
+
+def test_parts_of_the_rows_make_up_the_whole():
+    forth = torch.cat([softmax_rows(A[i : i + 2], T, 7.0, first=i) for i in range(0, B, 2)])
+    back = torch.cat([softmax_rows(T[i : i + 3], A, 7.0, first=i) for i in range(0, B, 3)])
+    assert ((forth + back) / 2).mean().item() == pytest.approx(naive(A, T, 7.0), abs=1e-12)
+    parts = [sigmoid_contrastive(A[i : i + 2], T, 7.0, -2.0, first=i).item() for i in range(0, B, 2)]
+    assert sum(parts) / 3 == pytest.approx(sigmoid_contrastive(A, T, 7.0, -2.0).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("positives", [None, positives_of(IDS) > 0], ids=["diagonal", "ids"])
+def test_sigmoid_is_the_loop(positives):
+    yes = torch.eye(B) if positives is None else positives
+    total = 0.0
+    for i, row in enumerate(matrix(A, T, 6.0)):
+        for j, value in enumerate(row):
+            sign = 1 if yes[i, j] else -1
+            total += math.log1p(math.exp(-sign * (value - 1.5)))
+    found = sigmoid_contrastive(A, T, 6.0, -1.5, positives=positives)
+    assert found.item() == pytest.approx(total / B, abs=1e-12)
+    inputs = [x.clone().requires_grad_() for x in (A, T, torch.tensor(6.0).double(), torch.tensor(-1.5).double())]
+    assert torch.autograd.gradcheck(lambda a, b, s, c: sigmoid_contrastive(a, b, s, c, positives=positives), inputs)
+
+
+def test_sigmoid_of_an_orthonormal_batch():
+    rows = torch.eye(B, dtype=torch.float64)
+    expected = math.log1p(math.exp(-(3 - 1))) + (B - 1) * math.log1p(math.exp(-1))
+    assert sigmoid_contrastive(rows, rows, 3.0, -1.0).item() == pytest.approx(expected)
+
+
+def test_half_precision_is_raised_and_autocast_has_no_say():
+    a, b = A.float(), T.float()
+    expected = softmax_contrastive(a, b, 100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (a @ b.T).dtype is torch.bfloat16
+        assert torch.equal(softmax_contrastive(a, b, 100.0), expected)
+        assert softmax_contrastive(a.bfloat16(), b.bfloat16(), 100.0).dtype is torch.float32
+        assert sigmoid_contrastive(a.bfloat16(), b.bfloat16(), 100.0, -10.0).dtype is torch.float32
