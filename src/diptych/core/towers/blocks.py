@@ -1,6 +1,7 @@
 """What all transformer towers share: one attention, one way to put prompts in, one loop over blocks with taps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -52,6 +53,8 @@ class TransformerTower(Tower):
     Prompts are tokens like others: a pooling over all tokens sees them too.
     """
 
+    patches: Callable[[int], Tensor] | None = None  # which of so many run; set by `only_patches`
+
     def block(
         self, index: int, hidden: Tensor, mask: Tensor | None, probabilities: bool
     ) -> tuple[Tensor, Tensor | None]:
@@ -77,6 +80,10 @@ class TransformerTower(Tower):
         self, hidden: Tensor, prompts: Prompts, taps: Sequence[Tap], first: int
     ) -> tuple[Tensor, dict[Tap, Tensor]]:
         """All blocks on pictures [B, N, W] whose first `first` tokens are no patches."""
+        if self.patches is not None:
+            kept = self.patches(hidden.shape[1] - first).to(hidden.device)  # [B, K]
+            patches = hidden[:, first:].gather(1, kept[..., None].expand(-1, -1, hidden.shape[2]))
+            hidden = torch.cat([hidden[:, :first], patches], dim=1)
         taken: dict[Tap, Tensor] = {}
         for i in range(self.depth):
             if i:
@@ -125,6 +132,21 @@ class TransformerTower(Tower):
         if Tap(i) in taps:
             taken[Tap(i)] = hidden
         return hidden
+
+
+@contextmanager
+def only_patches(tower: Tower, choose: Callable[[int], Tensor]) -> Iterator[None]:
+    """While it lasts, a picture tower's blocks see some patches alone: choose(N) -> their numbers [B, K], in 0..N-1.
+
+    The others are dropped after the position codes, which saves their whole cost. Raises Unsupported for a ConvNet.
+    """
+    if not isinstance(tower, TransformerTower):
+        raise tower.refuse("some patches alone")
+    tower.patches = choose
+    try:
+        yield
+    finally:
+        tower.patches = None
 
 
 class StagedTower(Tower):
