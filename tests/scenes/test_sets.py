@@ -2,6 +2,7 @@
 
 import ast
 import io
+import pickle
 import random
 import re
 import subprocess
@@ -163,6 +164,9 @@ def test_pairs_and_records():
     assert pair.texts == tuple(scenes[7].text(role) for role in ("short", "long", "rewrite 2", "short fr"))
     assert (np.asarray(pair.picture()) == scenes[7].picture).all() and pair.picture().size == (32, 32)
     assert pair.extra["shape"] == scenes[7].scene.kinds[0].shape and pair.extra["scene"].index == 7
+    assert (np.asarray(pickle.loads(pickle.dumps(pairs))[7].picture()) == scenes[7].picture).all()  # for workers
+    assert pairs.digest == Scenes(SceneSpec(side=32), 30, 9).pairs("short", "long", "rewrite 2", "short fr").digest
+    assert len({pairs.digest, scenes.pairs().digest, Scenes(SceneSpec(side=32), 30, 8).pairs().digest}) == 3
     records = scenes.records("class")
     read = records[7].read
     assert read and (np.asarray(Image.open(io.BytesIO(read()))) == scenes[7].picture).all()

@@ -14,9 +14,14 @@
     scenes.records("shape")          # labelled pictures, to adapt to and compare on
 
 A scene is made at about 1,300 a second with its picture of 64 pixels, 800 with a caption, masks and boxes as well.
-Everything needs numpy and Pillow alone.
+`MovingScenes(MotionSpec(...))` are frames with motions and captions of two events; `Triples(TripleSpec(...))` a sound
+that picture and text tell together and neither alone. Everything needs numpy and Pillow alone.
 """
 
+from diptych.data.scenes.motion import MotionSpec as MotionSpec
+from diptych.data.scenes.motion import MovingScenes as MovingScenes
 from diptych.data.scenes.sets import SceneRecord as SceneRecord
 from diptych.data.scenes.sets import Scenes as Scenes
+from diptych.data.scenes.sound import Triples as Triples
+from diptych.data.scenes.sound import TripleSpec as TripleSpec
 from diptych.data.scenes.spec import SceneSpec as SceneSpec

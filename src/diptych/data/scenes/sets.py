@@ -1,7 +1,7 @@
 """Sets of scenes: any item at once by its number, with all that is known of it."""
 
+import hashlib
 import io
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from random import Random
@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diptych.data.pairs import Pair, Pairs
 from diptych.data.records import Record, Records
 from diptych.data.scenes import captions
 from diptych.data.scenes.captions import Alt, Foil, Question
 from diptych.data.scenes.draw import Drawing, Pixels, draw
 from diptych.data.scenes.grammar import Fact, Statement, say
+from diptych.data.scenes.numbered import Numbered
 from diptych.data.scenes.scene import Scene, sample
 from diptych.data.scenes.spec import SceneSpec, stream
 from diptych.data.scenes.words import LANGUAGES
@@ -74,6 +76,9 @@ class SceneRecord:
     def picture(self) -> Pixels:
         """[H, W, 3] uint8."""
         return self.drawing.picture
+
+    def image(self) -> Image.Image:
+        return Image.fromarray(self.picture)
 
     @property
     def masks(self) -> NDArray[np.bool_]:
@@ -159,7 +164,7 @@ class SceneRecord:
 
 
 @dataclass(frozen=True)
-class Scenes:
+class Scenes(Numbered[SceneRecord]):
     """`count` scenes. Number i is a function of (spec, seed, i): neither the count nor the order nor workers matter.
 
     Two specs that differ in styles or backgrounds alone have the same things in the same places at the same numbers.
@@ -169,25 +174,23 @@ class Scenes:
     count: int = 1000
     seed: int = 0
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> SceneRecord:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
-        return SceneRecord(self.spec, self.seed, index % self.count)
-
-    def __iter__(self) -> Iterator[SceneRecord]:
-        return (self[i] for i in range(self.count))
+    def make(self, index: int) -> SceneRecord:
+        return SceneRecord(self.spec, self.seed, index)
 
     def planted(self) -> list[Planted]:
         """All copies among these scenes."""
         found = (_planted(self.spec, self.seed, i) for i in range(self.count))
         return [copy for copy in found if copy]
 
-    def pairs(self, *roles: str) -> "ScenePairs":
-        """Pictures with the texts of these roles (`SceneRecord.text`), by default the short caption alone."""
-        return ScenePairs(self, roles or ("short",))
+    def pairs(self, *roles: str) -> Pairs:
+        """Pictures with the texts of these roles (`SceneRecord.text`), by default the short caption alone.
+
+        extra: the scene's labels, and its record under "scene".
+        """
+
+        roles = roles or ("short",)
+        digest = hashlib.sha256(repr((self, roles)).encode()).hexdigest()
+        return Pairs(f"scenes (seed {self.seed})", self.count, partial(_pair, self, roles), digest=digest)
 
     def records(self, label: str = "shape") -> Records:
         """As labelled pictures, by the main thing's "shape", "colour", ... or by its "class": "red circle"."""
@@ -195,46 +198,22 @@ class Scenes:
         return Records(tuple(items), f"scenes (seed {self.seed})")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A picture and its texts. extra: the scene's labels, and its record under "scene"."""
-
-    id: str
-    picture: Callable[[], Image.Image]
-    texts: tuple[str, ...]
-    extra: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ScenePairs:
-    """Scenes as picture-text pairs."""
-
-    scenes: Scenes
-    roles: tuple[str, ...]
-
-    @property
-    def source(self) -> str:
-        return f"scenes {self.scenes.spec} (seed {self.scenes.seed})"
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> Pair:
-        record = self.scenes[index]
-        texts = tuple(record.text(role) for role in self.roles)
-        return Pair(record.id, lambda: Image.fromarray(record.picture), texts, {**record.labels, "scene": record})
+def _pair(scenes: Scenes, roles: tuple[str, ...], index: int) -> Pair:
+    record = scenes.make(index)
+    texts = tuple(record.text(role) for role in roles)
+    return Pair(record.id, record.image, texts, {**record.labels, "scene": record})
 
 
 def _record(record: SceneRecord, label: str) -> Record:
     labels = record.labels
     word = f"{labels['colour']} {labels['shape']}" if label == "class" else labels[label]
     group = record.planted.source if record.planted else record.index
-    return Record(record.id, None, word, group=str(group), read=partial(_png, record.spec, record.seed, record.index))
+    return Record(record.id, None, word, group=str(group), read=partial(_png, record))
 
 
-def _png(spec: SceneSpec, seed: int, index: int) -> bytes:
+def _png(record: SceneRecord) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(SceneRecord(spec, seed, index).picture).save(out, "PNG", compress_level=1)
+    replace(record).image().save(out, "PNG", compress_level=1)  # a new record: the drawing is not kept
     return out.getvalue()
 
 

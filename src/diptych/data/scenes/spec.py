@@ -171,3 +171,6 @@ def stream(seed: int, index: int, name: str) -> random.Random:
 def _one_of(name: str, word: str, valid: tuple[str, ...]) -> None:
     if word not in valid:
         raise DiptychError(f'scenes: {name} has "{word}"{nearest(str(word), valid)}')
+
+
+ALONE = SceneSpec(counts=(1,))
