@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diptych.data.scenes import MotionSpec, MovingScenes, SceneSpec
-from diptych.data.scenes.motion import DIRECTIONS, JUMPS, MOTIONS, REVERSED, SMALLER, TRAVEL
+from diptych.data.scenes.motion import DIRECTIONS, JUMPS, MOTIONS, REVERSED, TRAVEL
+from diptych.data.scenes.scene import RADIUS
 from diptych.errors import DiptychError
 
 TWO = SceneSpec(counts=(2,))
@@ -33,7 +34,7 @@ def test_what_moves_goes_where_the_caption_says():
         assert re.fullmatch(f"an? {thing.colour} {thing.shape} moves {event.motion}", record.caption)
         assert record.label == DIRECTIONS.index(event.motion)
         assert record.frames.shape == (8, 64, 64, 3) and record.masks.shape == (8, 1, 64, 64)
-        assert thing.radius == pytest.approx({"small": 0.08, "medium": 0.12, "large": 0.17}[thing.size] * SMALLER)
+        assert thing.radius == RADIUS[thing.size]
 
 
 def test_a_direction_does_not_show_in_the_unordered_frames():

@@ -103,7 +103,7 @@ def test_a_link_may_hold_for_some_shapes_alone():
     spec = SceneSpec(counts=(1,), shapes=("star", "ring"), background_link=1.0, linked=("star",))
     usual = {"star": [], "ring": []}
     for record in Scenes(spec, 800):
-        usual[record.scene.kinds[0].shape].append(record.labels["usual"])
+        usual[record.scene.kinds[0].shape].append(record.labels["usual_background"])
     assert all(usual["star"]) and near(np.mean(usual["ring"]), 1 / len(BACKGROUNDS), len(usual["ring"]))
 
 
@@ -154,6 +154,27 @@ def test_regions_name_what_their_boxes_hold():
             assert all(word in region.phrase for word in (thing.size, thing.colour, thing.shape))
             assert ("striped" in region.phrase) == (thing.texture == "striped")
             assert record.masks[region.thing][y0:y1, x0:x1].sum() == record.masks[region.thing].sum()
+
+
+def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Intersection over union."""
+    w, h = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
+    both = max(0, w) * max(0, h)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def test_detected_regions_are_as_good_as_asked():
+    records = list(Scenes(SceneSpec(counts=(3,), sizes=("large",)), 200))
+    assert all(record.detected(0, 0, 0) == record.regions for record in records)
+    found = [(record, region) for record in records for region in record.detected(0.3, 0.2, 0.1)]
+    assert near(1 - len(found) / 600, 0.2, 600)
+    iou = np.array([overlap(region.box, record.regions[region.thing].box) for record, region in found])
+    assert 0.05 < np.mean(iou < 0.4) < 0.13  # some chance boxes hit
+    assert 0.6 < np.median(iou) < 0.95
+    for record, region in found:
+        x0, y0, x1, y1 = region.box
+        assert 0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64
+        assert region.phrase == record.regions[region.thing].phrase
 
 
 def test_pairs_and_records():

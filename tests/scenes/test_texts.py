@@ -208,6 +208,34 @@ def test_foils_are_false_by_exactly_what_they_mark(spec: SceneSpec):
         assert {"count", "texture"} <= set(kinds)
 
 
+def test_a_foil_has_a_scene_of_its_own_that_differs_in_what_it_marks():
+    made, possible = Counter(), Counter()
+    for record in Scenes(SceneSpec(counts=(2,), textures=TEXTURES), 150, 7):
+        for foil in record.foils:
+            other = foil.scene(record.scene, record.statement)
+            possible[foil.kind] += 1
+            if other is None:
+                continue
+            made[foil.kind] += 1
+            check_short(other, foil.text)
+            with pytest.raises(AssertionError):
+                check_short(other, foil.caption)
+            assert other.background == record.scene.background and len(other.things) == len(record.scene.things)
+            differs = {
+                name
+                for a, b in zip(record.scene.things, other.things, strict=True)
+                for name in ("colour", "shape", "size", "texture", "x", "y")
+                if getattr(a, name) != getattr(b, name)
+            }
+            if foil.kind in ("relation", "order"):
+                assert differs <= {"x", "y"}
+            elif foil.kind == "swap":
+                assert len(differs) == 1
+            else:
+                assert differs == {foil.kind}
+    assert all(made[kind] > 0.5 * possible[kind] > 5 for kind in ("colour", "shape", "texture", "swap", "relation"))
+
+
 def test_questions_have_the_answers_that_the_scene_gives():
     answers = Counter()
     for record in Scenes(RICH, 150, 5):

@@ -1,12 +1,13 @@
 """What is said of a scene: short and long captions, alt texts, rewrites, foils, questions."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 from diptych.data.scenes.grammar import Fact, Phrase, Statement, place_of, related, say, say_phrase
-from diptych.data.scenes.scene import OPPOSITE, RELATIONS, Scene, Thing
+from diptych.data.scenes.scene import OPPOSITE, RADIUS, RELATIONS, Scene, Thing
 from diptych.data.scenes.spec import COLOURS, SHAPES, SIZES, TEXTURES, SceneSpec
 from diptych.data.scenes.words import ADJECTIVES, NUMBERS, RELATION_WORDS, SYNONYMS, TEMPLATES
 
@@ -183,6 +184,40 @@ class Foil:
     text: str
     words: tuple[int, ...]
     statement: Statement
+
+    def scene(self, scene: Scene, statement: Statement) -> Scene | None:
+        """A scene of which this foil is true, like the given one of which `statement` is, in all but what it marks.
+
+        None for another count, and where things would meet that did not or the foil would not be true yet.
+        """
+        things = list(scene.things)
+        if self.kind in ("relation", "order"):
+            a, b = (phrase.found(scene) for phrase in statement.phrases)
+            if len(a) != 1 or len(b) != 1:
+                return None
+            one, other = things[a[0]], things[b[0]]
+            things[a[0]] = replace(one, x=other.x, y=other.y)
+            things[b[0]] = replace(other, x=one.x, y=one.y)
+        else:
+            for old, new in zip(statement.phrases, self.statement.phrases, strict=True):
+                words = {name: getattr(new, name) for name in _ATTRIBUTES if getattr(new, name)}
+                for i in old.found(scene):
+                    scale = RADIUS[new.size] / RADIUS[things[i].size] if new.size else 1
+                    things[i] = replace(things[i], **words, radius=things[i].radius * scale)
+        changed = replace(scene, things=tuple(things))
+        return changed if self.statement.true_of(changed) and _as_free(scene, changed) else None
+
+
+def _as_free(before: Scene, after: Scene) -> bool:
+    """Whether no things meet that were apart, and all are inside the picture."""
+    pairs = [(i, j) for i in range(len(before.things)) for j in range(i)]
+    inside = all(t.radius <= at <= 1 - t.radius for t in after.things for at in (t.x, t.y))
+    return inside and all(_apart(after, i, j) or not _apart(before, i, j) for i, j in pairs)
+
+
+def _apart(scene: Scene, i: int, j: int) -> bool:
+    a, b = scene.things[i], scene.things[j]
+    return math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius
 
 
 _ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}

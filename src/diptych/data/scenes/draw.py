@@ -147,7 +147,7 @@ def _ink(thing: Thing, window: tuple[slice, slice], side: int, sketch: bool) -> 
         return pale if sketch else strong
     rows = np.arange(window[0].start, window[0].stop)[:, None] + 0.5 - thing.y * side
     columns = np.arange(window[1].start, window[1].stop) + 0.5 - thing.x * side
-    period = max(4.0, side / 13)
+    period = max(4.0, side / 11)
     c, s = np.cos(thing.turn), np.sin(thing.turn)
     u, v = (columns * c + rows * s) / period, (rows * c - columns * s) / period
     match thing.texture:

@@ -38,7 +38,7 @@ DIRECTIONS = ("left", "right", "up", "down")
 JUMPS = ("row", "column", "diagonal")
 REVERSED = {"left": "right", "up": "down", "grow": "shrink", "appear": "vanish"}
 REVERSED |= {b: a for a, b in REVERSED.items()}
-SMALLER = 0.6  # things in motion are drawn at this share of their size, to have room
+ROOM = {1: 1.0, 2: 0.75}  # events -> the share of their size at which things are drawn, to have room
 TRAVEL = 0.22  # how far a thing moves, as a share of the side
 
 
@@ -183,7 +183,10 @@ def _clip(spec: MotionSpec, seed: int, index: int) -> tuple[tuple[Scene, ...], t
         for thing, start, stop in zip(order, bounds[:-1], bounds[1:], strict=True)
     )
     areas = [(0.0, 0.0, 1.0, 1.0)] if spec.events == 1 else _halves(rng)
-    tracks = [_track(still.things[e.thing], e, spec.frames, area, rng) for e, area in zip(events, areas, strict=True)]
+    tracks = []
+    for event, area in zip(events, areas, strict=True):
+        thing = still.things[event.thing]
+        tracks.append(_track(replace(thing, radius=thing.radius * ROOM[spec.events]), event, spec.frames, area, rng))
     by_thing = {event.thing: track for event, track in zip(events, tracks, strict=True)}
     scenes = tuple(replace(still, things=tuple(by_thing[i][t] for i in range(spec.events))) for t in range(spec.frames))
     return scenes, events
@@ -199,8 +202,8 @@ def _track(
     thing: Thing, event: Event, frames: int, area: tuple[float, float, float, float], rng: Random
 ) -> list[Thing]:
     """The thing in each frame. Where it is and how far it goes does not depend on which way."""
-    radius = thing.radius * SMALLER
     x0, y0, x1, y1 = area
+    radius = thing.radius
     low, high = (x0 + radius, y0 + radius), (x1 - radius, y1 - radius)
     along_x = event.motion in ("left", "right")
     along_y = event.motion in ("up", "down")

@@ -100,6 +100,27 @@ class SceneRecord:
             if x1
         )
 
+    def detected(self, jitter: float = 0.3, missed: float = 0.2, wrong: float = 0.1) -> tuple[Region, ...]:
+        """The regions as a detector would give them.
+
+        Each side of a box is off by up to `jitter` of the box's width or height; a share is missed; a share is wrong:
+        the box is a chance one of the same size.
+        """
+        rng, side = self._chance("detected"), self.spec.side
+        found = []
+        for region in self.regions:
+            x0, y0, x1, y1 = region.box
+            w, h = x1 - x0, y1 - y0
+            kept, moved = rng.random() >= missed, rng.random() < wrong
+            if moved:
+                x0, y0 = rng.randint(0, side - w), rng.randint(0, side - h)
+            off = [rng.uniform(-jitter, jitter) / 2 for _ in range(4)]
+            box = (x0 + off[0] * w, y0 + off[1] * h, x0 + w + off[2] * w, y0 + h + off[3] * h)
+            box = tuple(min(side, max(0, round(at))) for at in box)
+            if kept and box[0] < box[2] and box[1] < box[3]:
+                found.append(replace(region, box=box))
+        return tuple(found)
+
     @cached_property
     def statement(self) -> Statement:
         """What the short caption says."""
@@ -153,7 +174,9 @@ class SceneRecord:
             **words,
             "background": scene.background,
             "style": scene.style,
-            "usual": main is not None and scene.background == self.spec.own("background", main.shape),
+            "usual_background": main is not None and scene.background == self.spec.own("background", main.shape),
+            "usual_colour": main is not None and main.colour == self.spec.own("colour", main.shape),
+            "usual_texture": main is not None and main.texture == self.spec.own("texture", main.shape),
             "things": len(scene.things),
             "alt_true": self.alt.true,
             "copy_of": self.planted.source if self.planted else None,
