@@ -33,7 +33,6 @@ from torch.nn import functional as F
 from diptych.engine.chunks import embed_in_chunks
 from diptych.engine.provenance import provenance
 from diptych.files import write_atomically
-from diptych.losses.contrastive import softmax_contrastive
 from diptych.losses.tiled import tiled_contrastive
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "contrastive.json"
@@ -186,7 +185,7 @@ def compare_chunks(rows: int, width: int, repeats: int) -> dict[str, Any]:
         return found
 
     whole = model((images, texts))
-    softmax_contrastive(*whole.values(), model.logit_scale.exp()).backward()
+    ClipLoss()(*whole.values(), model.logit_scale.exp()).backward()
     right = gradients()
     seconds: dict[str, list[float]] = {"open_clip": [], "diptych": []}
     differences: dict[str, dict[str, float]] = {}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from naive import log_sum, matrix, turned, unit
 
+from diptych.losses import contrastive
 from diptych.losses.contrastive import softmax_contrastive
 from diptych.losses.tiled import tiled_contrastive, tiled_logsumexp, tiled_row_logsumexp
 
@@ -66,6 +67,26 @@ def test_rows_without_the_columns():
         [rows, *(x.grad for x in found)], [tiled_logsumexp(*expected)[0], *(x.grad for x in expected)], strict=True
     ):
         torch.testing.assert_close(mine, right, atol=1e-12, rtol=0)
+
+
+def test_large_batches_go_in_tiles_by_themselves(monkeypatch: pytest.MonkeyPatch):
+    right = inputs()
+    softmax_contrastive(*right, weights=WEIGHTS).backward()
+    tiles = []
+    monkeypatch.setattr(contrastive, "TILE", 10)
+    monkeypatch.setattr(contrastive, "tiled_contrastive", lambda *a, **k: tiles.append(a) or tiled_contrastive(*a, **k))
+    found = inputs()
+    softmax_contrastive(*found, weights=WEIGHTS).backward()
+    softmax_contrastive(*inputs(), targets=torch.eye(B).double())
+    assert len(tiles) == 1
+    for mine, whole in zip(found, right, strict=True):
+        torch.testing.assert_close(mine.grad, whole.grad, atol=1e-12, rtol=0)
+
+
+def test_second_derivatives_are_refused_and_not_wrong():
+    found = inputs()
+    with pytest.raises(NotImplementedError, match="no gradients of their own"):
+        torch.autograd.grad(tiled_contrastive(*found), found[0], create_graph=True)
 
 
 def test_closed_form_and_no_overflow():

@@ -53,6 +53,8 @@ class Replayed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():  # create_graph=True
+            raise NotImplementedError("the gradients of rows embedded in chunks have no gradients of their own")
         with torch.enable_grad(), replayed(ctx.state), as_then(ctx.autocast):
             found = ctx.embed(ctx.chunk)
         pairs = [(found[n], g) for n, g in zip(ctx.names, gradients, strict=True) if found[n].requires_grad]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.autograd.function import once_differentiable
 
 from diptych.losses.contrastive import sigmoid_contrastive
 from diptych.losses.loob import info_loob, retrieve
@@ -47,6 +48,7 @@ class Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         own = slice(rank() * ctx.count, (rank() + 1) * ctx.count)
         if not ctx.summed:

@@ -38,6 +38,8 @@ class LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():  # create_graph=True
+            raise NotImplementedError("the gradients of a tiled loss have no gradients of their own")
         a, b, scale, rows, columns = ctx.saved_tensors
         tile, (of_rows, of_columns) = ctx.tile, gradients
         to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
@@ -77,7 +79,10 @@ def tiled_row_logsumexp(a: Tensor, b: Tensor, scale: Tensor | float, *, tile: in
 def tiled_contrastive(
     a: Tensor, b: Tensor, scale: Tensor | float, *, weights: Tensor | None = None, tile: int = TILE
 ) -> Tensor:
-    """`softmax_contrastive` of the diagonal, with equal value and gradients, which never holds more than a tile."""
+    """`softmax_contrastive` of the diagonal, with equal value and gradients, which never holds more than a tile.
+
+    Its gradients have none of their own: for second derivatives take `softmax_rows`.
+    """
     rows, columns = tiled_logsumexp(a, b, scale, tile=tile)
     pairs = (rows + columns) / 2 - scale * torch.linalg.vecdot(a, b)
     return pairs.mean() if weights is None else (weights * pairs).mean()
