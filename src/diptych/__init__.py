@@ -19,6 +19,8 @@ VERBS = {
     "save": ("diptych.core.save", "save"),
     "task": ("diptych.data.task", "make_task"),
     "compare": ("diptych.comparison.run", "compare"),
+    "train": ("diptych.training.run", "train"),
+    "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
@@ -40,11 +42,13 @@ if TYPE_CHECKING:
     from diptych.core.export import export as export
     from diptych.core.load import load as load
     from diptych.core.save import save as save
+    from diptych.data.pairs import read_pairs as pairs  # noqa: F401
     from diptych.data.task import make_task as task  # noqa: F401
     from diptych.engine.store import cache_clear as cache_clear
     from diptych.engine.store import cache_info as cache_info
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
+    from diptych.training.run import train as train
 
 
 def __getattr__(name: str) -> Any:

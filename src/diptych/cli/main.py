@@ -17,7 +17,8 @@ ABOUT = "Which CLIP method is best for my pictures? Adapt, compare, use the winn
 EXAMPLES = """\
 diptych compare                              the first table, on built-in drawings, in about two minutes
 diptych compare ./photos                     photos/<class>/*.jpg: every method that fits, one table, the winner
-diptych predict winner.safetensors new/      what the winner says about other pictures"""
+diptych predict winner.safetensors new/      what the winner says about other pictures
+diptych train clip --data ./pairs            a CLIP of your own, from pictures with texts"""
 MISTAKE, BUG, STOPPED, PIPE = 2, 1, 130, 141  # exit codes
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        again = "; the same command continues where it was" if words[:1] == ["compare"] else ""
+        again = "; the same command continues where it was" if words[:1] in (["compare"], ["train"]) else ""
         return say(f"stopped{again}", STOPPED)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends

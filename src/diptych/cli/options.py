@@ -72,6 +72,21 @@ def whole(option: str, least: int = 1) -> Callable[[str], int]:
     return read
 
 
+def positive(option: str) -> Callable[[str], float]:
+    """A reader of numbers above 0."""
+
+    def read(word: str) -> float:
+        try:
+            number = float(word)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise DiptychError(f'{option} takes a number above 0; not "{word}"')
+        return number
+
+    return read
+
+
 def share(option: str) -> Callable[[str], float]:
     """A reader of numbers from 0 to 1."""
 
@@ -123,6 +138,18 @@ def setting(word: str) -> tuple[str, str]:
     if system not in systems("adapt"):
         raise DiptychError(f'--set {word}: no method "{system}"{nearest(system, systems("adapt"))}')
     return f"{system}.{name_of_field}", value.strip()
+
+
+def train_setting(word: str) -> tuple[str, str]:
+    """`recipe.weight_decay=0.1` or `clip.max_scale=50`; the field is checked later, by its Config."""
+    name, equals, value = word.partition("=")
+    system, dot, field = name.strip().partition(".")
+    known = ["recipe", *systems("pretrain")]
+    if not (equals and dot and field and value.strip()):
+        raise DiptychError(f'--set takes SYSTEM.FIELD=VALUE or recipe.FIELD=VALUE, such as recipe.clip=1; not "{word}"')
+    if system not in known:
+        raise DiptychError(f'--set {word}: no system "{system}"{nearest(system, known)}')
+    return f"{system}.{field}", value.strip()
 
 
 def seconds(word: str) -> float:

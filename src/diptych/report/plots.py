@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Band", "Look", "bars", "changes", "curves", "looks", "matrix", "reliability", "scatter", "to_png", "to_svg"]
+__all__ = [
+    "Band", "Look", "bars", "changes", "curves", "lines", "looks", "matrix", "reliability", "scatter", "to_png",
+    "to_svg",
+]  # fmt: skip
 
 WIDE, HIGH = 5.4, 4.0  # inches; small, so that the letters can be read on a phone
+POINTS = 500  # of a line
 NUMBERED = 25  # above so many names an axis shows numbers
 
 
@@ -71,6 +75,27 @@ def curves(
         axes.set_ylabel(y_label)
         ends = {name: (points[-1].x, points[-1].y) for name, points in series.items() if points}
         _end_labels(axes, ends, look)
+    return figure
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, *, percent: bool = False
+) -> "Figure":
+    """One line a name through its (x, y); long ones as the means of at most POINTS pieces."""
+    with house_style():
+        figure, axes = _axes(WIDE, HIGH)
+        for i, (name, points) in enumerate(series.items()):
+            pieces = np.array_split(np.asarray(points, dtype=float), min(len(points), POINTS)) if points else []
+            means = np.array([piece.mean(0) for piece in pieces]).reshape(-1, 2)
+            marker = "o" if len(means) <= NUMBERED else ""
+            axes.plot(means[:, 0], means[:, 1], color=COLOURS[i % len(COLOURS)], linewidth=1.6, marker=marker,
+                markersize=4, label=name)  # fmt: skip
+        if percent:
+            _percent(axes.yaxis)
+        if len(series) > 1:
+            axes.legend(frameon=False)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
     return figure
 
 
