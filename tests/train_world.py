@@ -145,7 +145,7 @@ def trainable(objective: Objective, clip: CLIP, phase: Phase) -> dict[str, nn.Pa
         name: parameter
         for name, parameter in named(objective, clip).items()
         if any(fnmatchcase(name, pattern) for pattern in phase.trains)
-        and not any(fnmatchcase(name, pattern) for pattern in objective.recipe.freeze.split())
+        and not any(fnmatchcase(name, pattern) for pattern in objective.recipe.freeze.replace(",", " ").split())
     }
 
 

@@ -79,7 +79,7 @@ def test_the_gradient_reaches_exactly_what_is_declared(made: Make):
     """Over all stages of a run: each parameter is reached if and only if neither recipe nor stage leaves it out."""
     objective, clip, batch = made()
     for name, parameter in named(objective, clip).items():
-        frozen = any(fnmatchcase(name, pattern) for pattern in objective.recipe.freeze.split())
+        frozen = any(fnmatchcase(name, pattern) for pattern in objective.recipe.freeze.replace(",", " ").split())
         parameter.requires_grad_(not frozen)
     for step in (0, 12, 23):
         phase = objective.phase(step, 24)

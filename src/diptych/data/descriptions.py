@@ -10,6 +10,7 @@ import os
 import random
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,7 +88,7 @@ class LanguageModel(Protocol):
     """All that is asked of a language model."""
 
     def complete(self, prompt: str) -> str:
-        """The text that follows the prompt, without randomness."""
+        """The text that follows the prompt; the same for the same prompt."""
         ...
 
 
@@ -116,9 +117,15 @@ def describe(
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A causal language model of a folder (transformers layout) or a .gguf file, greedy; nothing is downloaded."""
+    """A causal language model of a folder (transformers layout) or a .gguf file; nothing is downloaded.
+
+    temperature, top_p: of sampling, seeded by the prompt; 0 is greedy. length: tokens of an answer at most.
+    """
 
     path: Path
+    temperature: float = 0.0
+    top_p: float = 1.0
+    length: int = LENGTH
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
@@ -139,23 +146,38 @@ class LocalModel:
         return tokenizer, model.eval()
 
     def complete(self, prompt: str) -> str:
+        import torch
+
         tokenizer, model = self.parts
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        made = model.generate(ids, max_new_tokens=LENGTH, do_sample=False, pad_token_id=pad)
+        how: dict[str, Any] = {"do_sample": False}
+        if self.temperature:
+            how = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        with torch.random.fork_rng():
+            torch.manual_seed(zlib.crc32(prompt.encode()))
+            made = model.generate(ids, max_new_tokens=self.length, pad_token_id=pad, **how)
         return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible server, such as http://localhost:8080/v1. Its key is read from DIPTYCH_LLM_KEY, if set."""
+    """An OpenAI-compatible server, such as http://localhost:8080/v1. Its key is read from DIPTYCH_LLM_KEY, if set.
+
+    temperature, top_p, length: as those of `LocalModel`.
+    """
 
     url: str
     model: str = ""
     timeout: float = 120.0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    length: int = LENGTH
 
     def complete(self, prompt: str) -> str:
-        asked: dict[str, Any] = {"temperature": 0, "max_tokens": LENGTH}
+        asked: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.length}
+        if self.temperature:
+            asked |= {"top_p": self.top_p, "seed": zlib.crc32(prompt.encode())}
         if self.model:
             asked["model"] = self.model
         try:
@@ -166,7 +188,7 @@ class Endpoint:
         try:  # a server that only talks
             message = self.ask("chat/completions", asked | {"messages": [{"role": "user", "content": prompt}]})
             said = message["message"]["content"]
-            return said[max(said.find("- "), 0) :]  # without courtesies
+            return said[max(said.find("- "), 0) :] if prompt.endswith("-") else said  # a list without courtesies
         except urllib.error.HTTPError as error:
             raise self.failed(error) from error
 

@@ -9,18 +9,16 @@ whole pictures closes the gap to how the model is used. Published: ImageNet zero
 against 68.6 of CLIP in the same epochs (ViT-L/16, LAION-400M, table 1), 70.1 after the finish.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
 from diptych.core.towers.blocks import only_patches
-from diptych.losses.contrastive import softmax_contrastive
 from diptych.methods.pretrain.parts.chance import chances
-from diptych.methods.pretrain.parts.objective import Batch, Embeddings, Objective, PairsLike, Phase, Recipe
+from diptych.methods.pretrain.parts.contrast import Contrast
+from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairsLike, Phase, Recipe
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Config:
     max_scale: float = 100.0
 
 
-class Flip(Objective):
+class Flip(Contrast):
     Config = Config
     recipe = Recipe(rate=1e-3, beta2=0.95, eps=1e-8, warmup=3900, crop=0.5)
 
@@ -57,11 +55,3 @@ class Flip(Objective):
 
         with only_patches(clip.image, kept):
             return super().embed(clip, batch)
-
-    def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
-        image, text = (F.normalize(embeddings[name], dim=-1) for name in ("image", "text"))
-        return {"contrastive": softmax_contrastive(image, text, clip.logit_scale)}
-
-    @torch.no_grad()
-    def after_step(self, clip: CLIP) -> None:
-        clip.log_scale.clamp_(0, math.log(self.config.max_scale))

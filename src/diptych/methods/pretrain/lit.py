@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
-from diptych.losses.contrastive import softmax_contrastive
-from diptych.methods.pretrain.parts.objective import Batch, Embeddings, Objective, PairsLike, Recipe
+from diptych.methods.pretrain.parts.contrast import Contrast
+from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairsLike, Recipe
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Config:
     max_scale: float = 100.0
 
 
-class Lit(Objective):
+class Lit(Contrast):
     Config = Config
     recipe = Recipe(rate=1e-3, weight_decay=1e-4, beta2=0.999, eps=1e-8, clip=1.0, freeze="towers.image.*")
     trains = ("text tower", "temperature")
@@ -45,14 +43,6 @@ class Lit(Objective):
         with torch.no_grad():
             image = clip.image(batch.pixels).embedding
         return {"image": image, "text": clip.text(batch.texts["text"]).embedding}
-
-    def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
-        image, text = (F.normalize(embeddings[name], dim=-1) for name in ("image", "text"))
-        return {"contrastive": softmax_contrastive(image, text, clip.logit_scale)}
-
-    @torch.no_grad()
-    def after_step(self, clip: CLIP) -> None:
-        clip.log_scale.clamp_(0, math.log(self.config.max_scale))
 
     @classmethod
     def requirements(cls) -> dict[str, Any]:

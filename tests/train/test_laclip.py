@@ -1,0 +1,54 @@
+"""laclip: how texts are drawn, and that prompts in other words are understood."""
+
+from collections import Counter
+
+import numpy as np
+from train_world import Scene, World, make_clip, scene_accuracy, train
+
+from diptych.data.rewrites import Rewritten, by_rules
+from diptych.methods.pretrain.clip import Clip
+from diptych.methods.pretrain.laclip import LaClip
+
+TEXTS = ("the original", "first one", "second one", "third one", "one")
+
+
+def test_each_text_is_as_likely_and_short_rewrites_are_never_read():
+    pair = World(1, texts=lambda scene: TEXTS)[0]
+    counts = Counter(LaClip().words(pair, np.random.default_rng([7, epoch]))["text"] for epoch in range(10_000))
+    assert set(counts) == set(TEXTS[:4])
+    for text in TEXTS[1:4]:
+        assert abs(counts[text] - 2000) < 3 * (10_000 * 0.2 * 0.8) ** 0.5
+    assert abs(counts[TEXTS[0]] - 4000) < 3 * (10_000 * 0.4 * 0.6) ** 0.5, "in the place of the text of one word"
+
+
+def test_a_pair_with_one_text_is_clips():
+    pair = World(1)[0]
+    assert LaClip().words(pair, np.random.default_rng(0)) == {"text": pair.texts[0]}
+
+
+def fixed(scene: Scene) -> tuple[str, ...]:
+    return (f"a photo of a {scene.colour} patch, {scene.place} corner, {scene.ground} ground",)
+
+
+def unseen(scene: Scene) -> str:
+    return f"look, on {scene.ground} ground in the {scene.place} corner lies a patch that is {scene.colour}"
+
+
+def test_prompts_in_other_words_are_understood_better():
+    """All captions share one template; rewrites of the wrong picture do harm, so they are read."""
+    plain, held_out = World(600, texts=fixed), World(300, seed=1)
+    rewrites = {
+        pair.texts[0]: {style: by_rules(pair.texts[0], style) for style in ("1", "2", "3", "4")} for pair in plain
+    }
+    keys = list(rewrites)
+    wrong = dict(zip(keys, [rewrites[k] for k in keys[7:] + keys[:7]], strict=True))
+    runs = {"clip": (Clip(), plain), "laclip": (LaClip(), Rewritten(plain, rewrites)),
+            "wrong": (LaClip(), Rewritten(plain, wrong))}  # fmt: skip
+    scores, own = {}, {}
+    for name, (system, pairs) in runs.items():
+        clip = make_clip()
+        train(system, clip, pairs, steps=120, rate=4e-3)
+        scores[name] = scene_accuracy(clip, held_out, unseen)
+        own[name] = scene_accuracy(clip, held_out, lambda scene: fixed(scene)[0])
+    assert scores["laclip"] > scores["clip"] + 0.03
+    assert own["wrong"] < own["clip"] - 0.05
