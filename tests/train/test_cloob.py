@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_clip
 from torch import Tensor, nn
 from torch.nn import functional as F
+from train_world import make_clip
 
 from diptych.core.clip import CLIP
 from diptych.losses.loob import retrieved_loob

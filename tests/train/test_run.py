@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, caption, draw, make_clip, write_shards
+from pairs_world import caption, draw, write_shards
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from train_world import CONFIG, make_clip
 
 import diptych
 from diptych.core.clip import CLIP
