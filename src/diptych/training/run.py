@@ -265,7 +265,7 @@ class Run:
                 last = now
                 finished = step + 1
                 if leads and self.judge and (finished % plan.look == 0 or finished == plan.steps):
-                    row["zero_shot"] = self.judge.accuracy(self.clip)
+                    row["accuracy"] = self.judge.accuracy(self.clip)
                     last = time.perf_counter()
                 row["seconds"] = spent + time.perf_counter() - start
                 if leads:
