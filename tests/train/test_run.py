@@ -340,3 +340,59 @@ def test_phases_lock_and_terms_count(shards: Path, clip: CLIP):
     changed = {name for name, tensor in clip.state_dict().items() if not torch.equal(before[name], tensor)}
     assert changed and all(name.startswith("towers.text.") for name in changed) and set(first.terms) == {"contrastive"}
     assert set(run.step(1, *run.batches[1]).terms) == {"contrastive", "size"}
+
+
+@pytest.mark.skipif("DIPTYCH_SLOW_TESTS" not in os.environ, reason="needs DIPTYCH_SLOW_TESTS=1 (starts processes)")
+def test_two_processes_are_one_big_batch(shards: Path, tiny: str, tmp_path: Path):
+    words = [
+        sys.executable,
+        "-m",
+        "diptych",
+        "train",
+        "clip",
+        "--data",
+        str(shards),
+        "--model",
+        tiny,
+        "--device",
+        "cpu",
+    ]
+    words += ["--steps", "6", "--batch", "12", "--rate", "1e-3", "--out"]
+    subprocess.run([*words, str(tmp_path / "two"), "--devices", "2"], check=True, timeout=200)
+    subprocess.run([*words, str(tmp_path / "one")], check=True, timeout=200)
+    one, two = (weights(tmp_path / name) for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+def test_the_verb_is_the_function(shards: Path, tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from diptych.cli.main import main
+
+    words = ["train", "siglip", "--data", str(shards), "--model", tiny, "--device", "cpu", "--steps", "3"]
+    assert main([*words, "--batch", "12", "--rate", "1e-3", "--out", str(tmp_path / "verb")]) == 0
+    said = capsys.readouterr().out
+    assert "3/3" in said and "model" in said
+    diptych.train("siglip", shards, model=tiny, out=tmp_path / "function", steps=3, **PLAIN)
+    assert equal(weights(tmp_path / "verb"), weights(tmp_path / "function"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["clop"], 'no system "clop"; did you mean "clip"?'),
+        (["clip", "--model", "ViT-B-61"], 'no model "ViT-B-61"; did you mean'),
+        (["clip", "--set", "siglip.bias=1"], "--set siglip.bias has no effect"),
+        (["clip", "--set", "recipe"], "--set takes SYSTEM.FIELD=VALUE"),
+        (["clip", "--batch", "1"], "--batch takes a whole number from 2"),
+        (["clip", "--rate", "0"], "--rate takes a number above 0"),
+        (["clip", "--set", "recipe.wieght_decay=1"], 'recipe has no setting "wieght_decay"; did you mean'),
+        (["clip", "--text", "caption"], "is no table and has no text column 'caption'"),
+    ],
+)
+def test_mistakes_are_said_in_words(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+):
+    from diptych.cli.main import main
+
+    assert main(["train", *words, "--data", str(shards), "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

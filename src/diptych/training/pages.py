@@ -36,16 +36,16 @@ def write_report(
         ("steps", f"{int(last['step'])}", f"{last['epoch']:.3g} epochs of {pairs} pairs"),
         ("samples a second", f"{speeds[len(speeds) // 2]:.0f}", f"batches of {plan.order.batch}"),
     ]
-    judged = [row for row in rows if "zero_shot" in row]
+    judged = [row for row in rows if "accuracy" in row]
     if judged:
-        best = max(row["zero_shot"] for row in judged)
-        facts.insert(0, ("zero-shot", f"{judged[-1]['zero_shot']:.1%}", f"{best:.1%} at its best"))
+        best = max(row["accuracy"] for row in judged)
+        facts.insert(0, ("zero-shot", f"{judged[-1]['accuracy']:.1%}", f"{best:.1%} at its best"))
     sections: list[Section] = [Facts(facts, title="What came out")]
     if judged:
-        points = [(row["step"], row["zero_shot"]) for row in judged]
+        points = [(row["step"], row["accuracy"]) for row in judged]
         figure = lines({"zero-shot": points}, "step", "accuracy (%)", percent=True)
         sections.append(Plot(figure, "Zero-shot accuracy by step", title="Curves"))
-    fixed = {*NAMES, "step", "epoch", "seconds", "zero_shot"}
+    fixed = {*NAMES, "step", "epoch", "seconds", "accuracy"}
     terms = [name for name in rows[0] if name not in fixed]
     for name, label in NAMES.items():
         shown = [name, *terms] if name == "loss" and len(terms) > 1 else [name]

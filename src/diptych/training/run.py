@@ -6,19 +6,20 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
 from diptych.core.save import save
 from diptych.data.pairs import Pairs, read_pairs
 from diptych.data.scan import SetAside
+from diptych.engine.chunks import embed_in_chunks
+from diptych.engine.distributed import gather, gather_embeddings
 from diptych.engine.loop import Diverged, Loop, Step, processes
 from diptych.engine.provenance import provenance
 from diptych.errors import DiptychError
@@ -191,12 +192,7 @@ class Run:
         phase = objective.phase(batch.step, plan.steps)
         if chunk and chunk < len(batch):
             parts = [batch.rows(slice(i, i + chunk)) for i in range(0, len(batch), chunk)]
-            # nothing of a chunk but its rows is held until its gradient is asked for: then it is embedded again
-            rows: list[Embeddings] = [
-                checkpoint(objective.embed, self.clip, part, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
-                for part in parts
-            ]
-            embeddings = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+            embeddings = embed_in_chunks(lambda part: objective.embed(self.clip, part), parts)
         else:
             embeddings = objective.embed(self.clip, batch)
         self.seen = (batch, ids, embeddings)
@@ -269,7 +265,7 @@ class Run:
                 last = now
                 finished = step + 1
                 if leads and self.judge and (finished % plan.look == 0 or finished == plan.steps):
-                    row["zero_shot"] = self.judge.accuracy(self.clip)
+                    row["accuracy"] = self.judge.accuracy(self.clip)
                     last = time.perf_counter()
                 row["seconds"] = spent + time.perf_counter() - start
                 if leads:
@@ -348,15 +344,10 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gathered(embeddings: Embeddings, batch: Batch) -> tuple[Embeddings, Batch]:
-    """Rows of all processes, with gradient; every process then has the loss of the whole batch."""
-    from torch.distributed.nn.functional import all_gather
-
-    def whole(rows: Tensor) -> Tensor:
-        return torch.cat(list(all_gather(rows.contiguous())))
-
-    embeddings = {name: whole(rows) for name, rows in embeddings.items()}
-    extra = {name: whole(rows) for name, rows in batch.extra.items()}
-    return embeddings, Batch(whole(batch.index), batch.pixels, batch.texts, extra, batch.step)
+    """Rows of all processes; every process then has the loss of the whole batch."""
+    extra = {name: gather(rows) for name, rows in batch.extra.items()}
+    whole = replace(batch, index=gather(batch.index), extra=extra)
+    return gather_embeddings(embeddings, with_gradient=False), whole
 
 
 @contextlib.contextmanager

@@ -141,12 +141,12 @@ class Progress:
         if self.task is None:
             self.task = self.bars.add_task("", total=plan.steps)
         self.bars.update(self.task, completed=step, description=words_of(row))
-        now_and_then = step % max(1, plan.steps // LINES) == 0 or "zero_shot" in row
+        now_and_then = step % max(1, plan.steps // LINES) == 0 or "accuracy" in row
         if not self.console.is_terminal and (now_and_then or step == 1):
             self.console.print(f"{step}/{plan.steps}  {words_of(row)}", soft_wrap=True)
 
 
-FIXED = ("step", "epoch", "loss", "rate", "temperature", "gradient_norm", "samples_per_second", "seconds", "zero_shot")
+FIXED = ("step", "epoch", "loss", "rate", "temperature", "gradient_norm", "samples_per_second", "seconds", "accuracy")
 
 
 def words_of(row: dict[str, float]) -> str:
@@ -155,7 +155,7 @@ def words_of(row: dict[str, float]) -> str:
     parts = [f"loss {row['loss']:.3f}", *(terms if len(terms) > 1 else ())]
     parts += [f"temperature {row['temperature']:.1f}", f"gradient {row['gradient_norm']:.2g}"]
     parts += [f"{row['samples_per_second']:.0f} samples/s"]
-    return " · ".join(parts + ([f"zero-shot {row['zero_shot']:.1%}"] if "zero_shot" in row else []))
+    return " · ".join(parts + ([f"zero-shot {row['accuracy']:.1%}"] if "accuracy" in row else []))
 
 
 def show(made: "Trained", console: "Console") -> None:

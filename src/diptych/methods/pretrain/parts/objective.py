@@ -139,7 +139,8 @@ class Objective:
         return {"image": clip.image(batch.pixels).embedding, "text": clip.text(batch.texts["text"]).embedding}
 
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars, whose sum is minimised."""
+        """Named scalars, whose sum is minimised. The rows, `batch.index` and `batch.extra` are those of all processes;
+        pixels and texts are this process's."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
