@@ -1,9 +1,10 @@
 """A tiny open_clip architecture, drawings with captions, and the plainest loop that trains a system on them."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
+from diptych.core.preprocess import Preprocess
+from diptych.core.tower import Tokens, Tower, TowerOutput
 from diptych.methods.pretrain.parts.objective import Batch, Objective, PairLike, PairsLike, Phase
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,7 +33,6 @@ def make_clip(seed: int = 0, config: dict[str, Any] = CONFIG) -> CLIP:
     import open_clip
 
     from diptych.core.build import build_open_clip, clip_of_open_clip, tokenizer_of_open_clip
-    from diptych.core.preprocess import Preprocess
 
     torch.manual_seed(seed)
     model = build_open_clip(config, "here")
@@ -209,3 +211,109 @@ def scene_accuracy(clip: CLIP, world: World, say: Callable[[Scene], str] = Scene
         for k, s in zip(found, world.scenes(), strict=True)
     ]
     return sum(right) / len(right)
+
+
+# -- where nothing but the loss matters: linear towers -----------------------------------------------------------------
+
+FACTORS, VALUES = 6, 4  # a grid of 2 x 3 patches, each of one of four colours
+
+
+class Pixels(Tower):
+    """One linear map of all pixels: [B, 3, 12, 12] -> [B, D]."""
+
+    modality, kind, transformer, depth = "image", "test.pixels", False, 1
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.embed_dim = self.width = size
+        self.linear = nn.Linear(3 * 12 * 12, size)
+
+    def forward(self, inputs, *, prompts=(), taps=(), tokens=False) -> TowerOutput:
+        assert isinstance(inputs, Tensor)
+        return TowerOutput(self.linear(inputs.flatten(1)))
+
+
+class Bag(Tower):
+    """The mean of the vectors of a text's words: [B, L] -> [B, D]."""
+
+    modality, kind, transformer, depth = "text", "test.bag", False, 1
+    context_length = 16
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.embed_dim = self.width = size
+        self.table = nn.Embedding(2 + FACTORS * VALUES, size)
+
+    def forward(self, inputs, *, prompts=(), taps=(), tokens=False) -> TowerOutput:
+        assert isinstance(inputs, Tokens)
+        mask = inputs.mask[..., None]
+        return TowerOutput((self.table(inputs.ids) * mask).sum(1) / mask.sum(1))
+
+
+class Letters:
+    """Words such as b3: the fourth colour of the second patch; all others are one word."""
+
+    context_length = 16
+
+    def __call__(self, texts: Sequence[str], names: Sequence[str] | None = None) -> Tokens:
+        rows = [[self.number(word) for word in text.split()] or [1] for text in texts]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        return Tokens(ids, ids > 0, torch.tensor([len(row) - 1 for row in rows]))
+
+    def number(self, word: str) -> int:
+        known = len(word) == 2 and word[0] in "abcdef" and word[1] in "0123"
+        return 2 + VALUES * "abcdef".index(word[0]) + int(word[1]) if known else 1
+
+    def length(self, text: str) -> int:
+        return len(text.split())
+
+    def words(self) -> list[str]:
+        return ["", "?", *(f"{a}{b}" for a in "abcdef" for b in range(VALUES))]
+
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "letters"}
+
+
+def linear_clip(size: int = 24, seed: int = 0) -> CLIP:
+    torch.manual_seed(seed)
+    look = Preprocess(12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return CLIP("linear", Pixels(size), Bag(size), Letters(), look, logit_scale=1 / 0.07)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of six patches and the words for them."""
+
+    id: str
+    values: tuple[int, ...]
+    noise: float = 60.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (" ".join(f"{letter}{value}" for letter, value in zip("abcdef", self.values, strict=True)),)
+
+    @property
+    def picture(self) -> Callable[[], Image.Image]:
+        return self.draw
+
+    def draw(self) -> Image.Image:
+        colours = np.array(list(COLOURS.values()))[list(self.values)].reshape(2, 3, 3)
+        pixels = colours.repeat(6, 0).repeat(4, 1) + np.random.default_rng([5, int(self.id)]).normal(
+            0, self.noise, (12, 12, 3)
+        )
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+class Tiles(list[Tile]):
+    """`count` of them; every value as likely."""
+
+    source = "tiles"
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        values = np.random.default_rng(seed).integers(0, VALUES, (count, FACTORS)).tolist()
+        super().__init__(Tile(str(1_000_000 * seed + i), tuple(row)) for i, row in enumerate(values))

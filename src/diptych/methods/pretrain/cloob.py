@@ -1,11 +1,12 @@
-"""CLOOB: rows are replaced by averages of alike rows of the batch, then contrasted without the positive below.
+"""CLOOB: embeddings are averaged over what is alike in the batch before they are contrasted, so more of them counts.
 
-Use it with small or middling data (10^5 to 10^7 pairs), where clip latches on to one or two features of a picture:
-averages strengthen what occurs together, and the loss does not saturate once a pair is right. Not with very small
-batches: the batch is also the memory that is read from; with 16 pairs there is little in it.
+Use it on 10^5 to 10^7 pairs with small batches, where clip learns one or two features of a picture and stops: what
+occurs together is made stronger, and the loss does not go quiet once a pair is found. Not with batches of a dozen,
+which hold nothing to average over, nor with scores that should be probabilities over a batch.
 
-Fürst et al., CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP, NeurIPS 2022, arXiv 2110.11316, equations
-4 to 9; the released settings for Conceptual Captions. Retrieval belongs to the training alone: scores are cosines.
+Fürst et al., CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP, arXiv 2110.11316 (NeurIPS 2022), equations
+5 to 9. The model is used like any CLIP: by plain cosines, without retrieval. Published: ImageNet zero-shot 24.0
+against 20.3 of CLIP (RN50, CC3M).
 """
 
 import math
@@ -13,23 +14,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
 from diptych.losses.loob import retrieved_loob
+from diptych.methods.pretrain.parts.contrast import unit
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, Objective, PairsLike, Recipe
 
 
 @dataclass(frozen=True)
 class Config:
-    """The released settings.
-
-    beta: how sharply rows are retrieved: 0 gives everyone the batch's mean, 200 the row itself. inverse_tau: the
-    multiplier of the cosine, fixed; with `recipe.freeze` empty it is where a learned one starts, up to 100.
-    """
+    """beta: how sharply rows retrieve (0: the batch's mean; large: themselves); scale: the multiplier of the cosine,
+    1/tau, which stays where it is; with recipe.freeze empty it is learned, up to max_scale."""
 
     beta: float = 8.0
-    inverse_tau: float = 30.0
+    scale: float = 30.0
+    max_scale: float = 100.0
 
 
 class Cloob(Objective):
@@ -41,12 +40,12 @@ class Cloob(Objective):
 
     @torch.no_grad()
     def prepare(self, clip: CLIP, pairs: PairsLike, seed: int) -> None:
-        clip.log_scale.fill_(math.log(self.config.inverse_tau))
+        clip.log_scale.fill_(math.log(self.config.scale))
 
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
-        image, text = (F.normalize(embeddings[name].float(), dim=-1) for name in ("image", "text"))
+        image, text = unit(embeddings, "image", "text")
         return {"loob": retrieved_loob(image, text, self.config.beta, clip.logit_scale)}
 
     @torch.no_grad()
     def after_step(self, clip: CLIP) -> None:
-        clip.log_scale.clamp_(0, math.log(100))
+        clip.log_scale.clamp_(0, math.log(self.config.max_scale))
