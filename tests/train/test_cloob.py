@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
+from diptych.engine.loop import Optimiser, train
 from diptych.losses.loob import retrieved_loob
 from diptych.methods.discover import find
 from diptych.methods.pretrain.clip import Clip
@@ -69,17 +70,17 @@ def trained(objective: Objective, seed: int) -> tuple[int, float]:
     torch.manual_seed(seed)
     image, text = (nn.Sequential(nn.Linear(WIDE, 64), nn.GELU(), nn.Linear(64, 24)) for _ in range(2))
     clip.log_scale.requires_grad_(objective.recipe.freeze != "log_scale")
-    moving = [p for p in [*image.parameters(), *text.parameters(), clip.log_scale] if p.requires_grad]
-    optimiser = torch.optim.AdamW(moving, 3e-3, weight_decay=0.01)
+    moving = nn.ModuleDict({"image": image, "text": text}).named_parameters()
+    moving = dict(moving) | ({"log_scale": clip.log_scale} if clip.log_scale.requires_grad else {})
     _, x, y = world(2000, 1)
-    for _ in range(300):
+
+    def loss(step: int) -> dict[str, Tensor]:
         index = torch.randint(0, 2000, (64,))
         batch = Batch(index, x[index], {})
-        loss = sum(objective.loss({"image": image(x[index]), "text": text(y[index])}, clip, batch).values())
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[union-attr]
-        optimiser.step()
         objective.after_step(clip)
+        return objective.loss({"image": image(x[index]), "text": text(y[index])}, clip, batch)
+
+    train(moving, loss, Optimiser("adamw", 3e-3, 0.01), 300)
     signs, x, _ = world(1000, 2)
     with torch.no_grad():
         found = F.normalize(image(x), dim=1)
