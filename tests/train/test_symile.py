@@ -167,14 +167,24 @@ def test_two_modalities_are_clip():
     clip: Any = Small()
     embeddings = {"image": rows(1), "text": rows(2)}
     found, right = (o.loss(embeddings, clip, batch()) for o in (Symile(), Clip()))
-    assert float(found["multilinear"]) == pytest.approx(float(right["contrastive"]), abs=1e-6)
+    assert found["multilinear"].item() == pytest.approx(right["contrastive"].item(), abs=1e-6)
 
 
 def test_shuffles_are_of_the_step_alone():
     objective, clip = Symile(Config("code")), Small()
     embeddings = {"image": rows(1), "text": rows(2), "code": rows(3)}
-    found = [float(objective.loss(embeddings, clip, batch(s))["multilinear"]) for s in (0, 0, 1)]  # type: ignore
+    found = [objective.loss(embeddings, clip, batch(s))["multilinear"].item() for s in (0, 0, 1)]  # type: ignore
     assert found[0] == found[1] != found[2]
+
+
+def test_all_vectors_are_modalities_unless_some_are_named():
+    pairs = Bits(20, 1)
+    for pair in pairs.pairs:
+        pair.extra.update(language="de", pulse=[60.0, 61.0], weight=3.0)
+    for named, found in [("", {"code", "pulse"}), ("pulse", {"pulse"})]:
+        objective = Symile(Config(named))
+        objective.prepare(Small(), pairs, 0)  # type: ignore[arg-type]
+        assert set(objective.heads) == found == set(objective.extra_of(pairs[0], 0))  # type: ignore[arg-type]
 
 
 def test_a_missing_vector_is_the_mean_and_known_as_missing():
@@ -196,5 +206,7 @@ def test_what_is_wrong_is_said():
         Symile(Config("code", "al"))
     with pytest.raises(DiptychError, match="further ones"):
         Symile(Config("text code"))
+    with pytest.raises(DiptychError, match="no pair has a vector"):
+        Symile().prepare(Small(), Bits(20, 1, share=1.0), 0)  # type: ignore[arg-type]
     with pytest.raises(DiptychError, match='bits: "sound" must be a vector'):
         Symile(Config("sound")).prepare(Small(), Bits(20, 1), 0)  # type: ignore[arg-type]

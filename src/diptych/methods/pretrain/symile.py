@@ -27,7 +27,8 @@ MOST = 10_000  # pairs that means are taken of
 
 @dataclass(frozen=True)
 class Config:
-    """modalities: what else a pair has, the names of vectors in its `extra`, between spaces; a pair may lack some.
+    """modalities: what else a pair has, the names of vectors in its `extra`, between spaces; empty: all that there
+    are. A pair may lack some of them.
 
     negatives: "shuffled" is as many as the batch has pairs, "all" every combination of rows, B^(M - 1): small batches.
     """
@@ -61,21 +62,26 @@ class Symile(Objective):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self.names: tuple[str, ...] = tuple(self.config.modalities.split())
+        self.names: tuple[str, ...] = ()
         self.widths: dict[str, int] = {}
         if self.config.negatives not in NEGATIVES:
             hint = nearest(self.config.negatives, NEGATIVES)
             raise DiptychError(f'symile.negatives cannot be "{self.config.negatives}"{hint}')
-        if {"image", "text"} & set(self.names):
+        if {"image", "text"} & set(self.config.modalities.split()):
             raise DiptychError("symile.modalities are further ones: image and text are there in any case")
 
     def prepare(self, clip: CLIP, pairs: PairsLike, seed: int) -> None:
         torch.manual_seed(seed)
+        extras = [pairs[i].extra for i in range(min(len(pairs), MOST))]
+        found = {name for extra in extras for name, value in extra.items() if is_vector(value)}
+        self.names = tuple(self.config.modalities.split()) or tuple(sorted(found))
+        if not self.names:
+            raise DiptychError(f"{pairs.source}: no pair has a vector in its extra, a modality beside picture and text")
         heads = {}
         for name in self.names:
-            extras = (pairs[i].extra.get(name) for i in range(min(len(pairs), MOST)))
-            known = [np.asarray(vector, np.float32) for vector in extras if vector is not None]
-            if not known or any(vector.shape != known[0].shape or vector.ndim != 1 for vector in known):
+            values = [extra[name] for extra in extras if extra.get(name) is not None]
+            known = [np.asarray(value, np.float32) for value in values if is_vector(value)]
+            if not known or len(known) < len(values) or len({len(vector) for vector in known}) > 1:
                 raise DiptychError(
                     f'{pairs.source}: "{name}" must be a vector of the same length in each pair\'s extra'
                 )
@@ -101,6 +107,12 @@ class Symile(Objective):
             # of the step alone, so that all processes have the same
             permutations = permutations_of(len(rows), len(rows[0]), torch.Generator().manual_seed(batch.step))
         return {"multilinear": multilinear_contrastive(rows, clip.logit_scale * stretch(rows), permutations)}
+
+
+def is_vector(value: Any) -> bool:
+    """An array or a list of numbers."""
+    array = np.asarray(value)
+    return array.ndim == 1 and array.size > 0 and array.dtype.kind in "fiub"
 
 
 def stretch(rows: list[Tensor]) -> float:
