@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/contrastive.py [--write] [--rows 16384] [--width 512] [--repeats 3]
 
-"loss": `tiled_contrastive` against open_clip's `ClipLoss`, forward and backward, one thread. Each side runs in a fresh
-process; its extra memory is the peak of the resident set less what was resident once the inputs stood (a small batch
-has run before, so that loading libraries is not counted). The sides take turns; times are medians of processor time.
+"softmax", "sigmoid": `tiled_contrastive` and `tiled_sigmoid` against open_clip's `ClipLoss` and `SigLipLoss`, forward
+and backward, one thread. Each side runs in a fresh process; its extra memory is the peak of the resident set less what
+was resident once the inputs stood (a small batch has run before, so that loading libraries is not counted). The sides
+take turns; times are medians of processor time.
 
 "chunks": one step of a batch in eight chunks, `embed_in_chunks` and one loss against open_clip's training loop with
 `accum_freq=8`, rebuilt here from its source: embeddings of all chunks without a graph, then each chunk again with the
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,22 +34,29 @@ from torch.nn import functional as F
 from diptych.engine.chunks import embed_in_chunks
 from diptych.engine.provenance import provenance
 from diptych.files import write_atomically
-from diptych.losses.tiled import tiled_contrastive
+from diptych.losses.tiled import tiled_contrastive, tiled_sigmoid
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "contrastive.json"
 ASKED = {"memory": 1 / 12, "time": 1.2, "loss_part": 1 / 4, "difference": 1e-6}
 CHUNKS = 8
-SIDES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"open_clip": ClipLoss(), "diptych": tiled_contrastive}
+SIDES = ("open_clip", "diptych")
+LOSSES: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "softmax": {
+        "open_clip": lambda a, b, scale, bias: ClipLoss()(a, b, scale),
+        "diptych": lambda a, b, scale, bias: tiled_contrastive(a, b, scale),
+    },
+    "sigmoid": {"open_clip": SigLipLoss(), "diptych": tiled_sigmoid},
+}
 
 
 # -- the loss --------------------------------------------------------------------------------------------------------
 
 
 def inputs(rows: int, width: int) -> list[Tensor]:
-    """Two sets of unit rows that agree a little, and the logarithm of the temperature's inverse."""
+    """Two sets of unit rows that agree a little, the logarithm of the temperature's inverse, and a bias."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(rows, width, generator=generator) for _ in range(2))
-    return [F.normalize(a, dim=1), F.normalize(b + 0.3 * a, dim=1), torch.tensor(1 / 0.07).log()]
+    return [F.normalize(a, dim=1), F.normalize(b + 0.3 * a, dim=1), torch.tensor(1 / 0.07).log(), torch.tensor(-10.0)]
 
 
 def resident(field: str) -> int:
@@ -58,34 +66,46 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def one_side(side: str, rows: int, width: int, kept: Path) -> dict[str, float]:
+def one_side(name: str, side: str, rows: int, width: int, kept: Path) -> dict[str, float]:
     """Forward and backward once, in this process; gradients go to `kept`."""
-    loss = SIDES[side]
-    a, b, log_scale = (t.requires_grad_() for t in inputs(256, width))
-    loss(a, b, log_scale.exp()).backward()
-    a, b, log_scale = (t.requires_grad_() for t in inputs(rows, width))
+    loss = LOSSES[name][side]
+    a, b, log_scale, bias = (t.requires_grad_() for t in inputs(256, width))
+    loss(a, b, log_scale.exp(), bias).backward()
+    a, b, log_scale, bias = (t.requires_grad_() for t in inputs(rows, width))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, wall, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
-    value = loss(a, b, log_scale.exp())
+    value = loss(a, b, log_scale.exp(), bias)
     value.backward()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     found = {"bytes": resident("VmHWM") - before, "cpu": cpu, "wall": wall, "loss": value.item()}
-    save_file({name: t.grad for name, t in (("a", a), ("b", b), ("log_scale", log_scale))}, kept)  # type: ignore
+    tensors = {"a": a, "b": b, "log_scale": log_scale, "bias": bias}
+    save_file({name: t.grad for name, t in tensors.items() if t.grad is not None}, kept)
     return found
 
 
-def compare_losses(rows: int, width: int, repeats: int) -> dict[str, Any]:
+def compare_losses(name: str, rows: int, width: int, repeats: int) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     gradients: dict[str, dict[str, Tensor]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(repeats):
             for side in [*SIDES][:: 1 if i % 2 else -1]:
                 kept = Path(folder, side)
-                words = [sys.executable, __file__, "--side", side, "--rows", str(rows), "--width", str(width)]
+                words = [
+                    sys.executable,
+                    __file__,
+                    "--loss",
+                    name,
+                    "--side",
+                    side,
+                    "--rows",
+                    str(rows),
+                    "--width",
+                    str(width),
+                ]
                 done = subprocess.run([*words, "--kept", str(kept)], capture_output=True, text=True, check=True)
                 runs[side].append(json.loads(done.stdout))
                 gradients[side] = load_file(kept)
-                print(f"{side}: {runs[side][-1]}", file=sys.stderr)
+                print(f"{name}, {side}: {runs[side][-1]}", file=sys.stderr)
 
     def median(side: str, what: str) -> float:
         return statistics.median(run[what] for run in runs[side])
@@ -96,7 +116,7 @@ def compare_losses(rows: int, width: int, repeats: int) -> dict[str, Any]:
 
     values = {side: runs[side][0]["loss"] for side in SIDES}
     row = {
-        "what": "loss",
+        "what": name,
         "rows": rows,
         "width": width,
         "repeats": repeats,
@@ -225,15 +245,16 @@ def main() -> int:
     parser.add_argument("--chunked-rows", type=int, default=4096, help="the batch in eight chunks")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--loss", choices=[*LOSSES], help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=[*SIDES], help=argparse.SUPPRESS)
     parser.add_argument("--kept", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.side:
-        print(json.dumps(one_side(options.side, options.rows, options.width, options.kept)))
+        print(json.dumps(one_side(options.loss, options.side, options.rows, options.width, options.kept)))
         return 0
     rows = [
-        compare_losses(options.rows, options.width, options.repeats),
+        *(compare_losses(name, options.rows, options.width, options.repeats) for name in LOSSES),
         compare_chunks(options.chunked_rows, options.width, options.repeats),
     ]
     result = {"asked": ASKED, "rows": rows, "provenance": provenance() | {"threads": 1}}

@@ -5,8 +5,8 @@ import torch
 from naive import log_sum, matrix, turned, unit
 
 from diptych.losses import contrastive
-from diptych.losses.contrastive import softmax_contrastive
-from diptych.losses.tiled import tiled_contrastive, tiled_logsumexp, tiled_row_logsumexp
+from diptych.losses.contrastive import positives_of, sigmoid_contrastive, softmax_contrastive
+from diptych.losses.tiled import tiled_contrastive, tiled_logsumexp, tiled_row_logsumexp, tiled_sigmoid
 
 B, D = 11, 6
 WEIGHTS = torch.rand(B, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -31,6 +31,33 @@ def test_value_and_gradients_are_those_of_the_whole_matrix(tile, weights):
     found, expected = inputs(), inputs()
     loss = tiled_contrastive(*found, weights=weights, tile=tile)
     whole = softmax_contrastive(*expected, weights=weights)
+    (3 * loss).backward()
+    (3 * whole).backward()
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-12)
+    for mine, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.grad, right.grad, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
+def test_ids_that_repeat_share_the_mass(weights):
+    ids = torch.tensor([4, 1, 4, 0, 2, 1, 4, 3, 9, 0, 5])
+    found, expected = inputs(), inputs()
+    loss = tiled_contrastive(*found, weights=weights, ids=ids, tile=4)
+    whole = softmax_contrastive(*expected, weights=weights, targets=positives_of(ids).double())
+    loss.backward()
+    whole.backward()
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-7)  # a third is one in float32
+    for mine, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.grad, right.grad, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [1, 4, 100])
+@pytest.mark.parametrize("part", [slice(None), slice(3, 8)], ids=["whole", "part"])
+def test_the_sigmoid_loss_in_tiles(tile, part):
+    found, expected = [[*inputs(), torch.tensor(-2.0).double().requires_grad_()] for _ in range(2)]
+    first = part.start or 0
+    loss = tiled_sigmoid(found[0][part], *found[1:], first=first, tile=tile)
+    whole = sigmoid_contrastive(expected[0][part], *expected[1:], first=first)
     (3 * loss).backward()
     (3 * whole).backward()
     assert loss.item() == pytest.approx(whole.item(), abs=1e-12)
@@ -78,15 +105,19 @@ def test_large_batches_go_in_tiles_by_themselves(monkeypatch: pytest.MonkeyPatch
     found = inputs()
     softmax_contrastive(*found, weights=WEIGHTS).backward()
     softmax_contrastive(*inputs(), targets=torch.eye(B).double())
-    assert len(tiles) == 1
+    monkeypatch.setattr(contrastive, "tiled_sigmoid", lambda *a, **k: tiles.append(a) or tiled_sigmoid(*a, **k))
+    sigmoid_contrastive(*inputs(), -1.0)
+    sigmoid_contrastive(*inputs(), -1.0, positives=torch.eye(B) > 0)
+    assert len(tiles) == 2
     for mine, whole in zip(found, right, strict=True):
         torch.testing.assert_close(mine.grad, whole.grad, atol=1e-12, rtol=0)
 
 
 def test_second_derivatives_are_refused_and_not_wrong():
     found = inputs()
-    with pytest.raises(NotImplementedError, match="no gradients of their own"):
-        torch.autograd.grad(tiled_contrastive(*found), found[0], create_graph=True)
+    for loss in (tiled_contrastive(*found), tiled_sigmoid(*found, -1.0)):
+        with pytest.raises(NotImplementedError, match="no gradients of their own"):
+            torch.autograd.grad(loss, found[0], create_graph=True)
 
 
 def test_closed_form_and_no_overflow():

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.losses.precision import in_float32
-from diptych.losses.tiled import TILE, tiled_contrastive
+from diptych.losses.tiled import TILE, tiled_contrastive, tiled_sigmoid
 
 
 @in_float32
@@ -59,8 +59,10 @@ def sigmoid_contrastive(
     """Every pair is a yes/no question: sum over all pairs, divided by the rows of `a` (Zhai et al., arXiv 2303.15343).
 
     `a` may be a part of the batch, [n, D], whose row i belongs to row `first + i` of b. positives: [n, B], true where
-    the answer is yes; None is that one row.
+    the answer is yes; None is that one row, and then a batch beyond one tile goes by `tiled_sigmoid`.
     """
+    if positives is None and len(a) > TILE:
+        return tiled_sigmoid(a, b, scale, bias, first=first)
     logits = scale * a @ b.T + bias  # [n, B]
     if positives is None:
         # -log sigmoid(x) = -log sigmoid(-x) - x: all as negatives, then the positives put right

@@ -1,4 +1,4 @@
-"""The softmax contrastive loss without its [B, B] matrix: memory grows with B, not with its square.
+"""Contrastive losses without their [B, B] matrix: memory grows with B, not with its square.
 
 A tile of logits is made, summed into the logsumexps of its rows and columns, and dropped; the backward pass makes it
 again. Like the tiles of Cheng et al., Breaking the Memory Barrier: Near Infinite Batch Size Scaling for Contrastive
@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diptych.losses.precision import in_float32
 
 TILE = 512  # rows and columns; 1 MB of logits, which stay in the processor's cache
+ONCE = "the gradients of a tiled loss have no gradients of their own"
 
 
 class LogSumExp(torch.autograd.Function):
@@ -39,7 +41,7 @@ class LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if torch.is_grad_enabled():  # create_graph=True
-            raise NotImplementedError("the gradients of a tiled loss have no gradients of their own")
+            raise NotImplementedError(ONCE)
         a, b, scale, rows, columns = ctx.saved_tensors
         tile, (of_rows, of_columns) = ctx.tile, gradients
         to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
@@ -77,12 +79,69 @@ def tiled_row_logsumexp(a: Tensor, b: Tensor, scale: Tensor | float, *, tile: in
 
 @in_float32
 def tiled_contrastive(
-    a: Tensor, b: Tensor, scale: Tensor | float, *, weights: Tensor | None = None, tile: int = TILE
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | float,
+    *,
+    weights: Tensor | None = None,
+    ids: Tensor | None = None,
+    tile: int = TILE,
 ) -> Tensor:
-    """`softmax_contrastive` of the diagonal, with equal value and gradients, which never holds more than a tile.
+    """`softmax_contrastive`, with equal value and gradients, which never holds more than a tile.
 
+    ids: [B] int64, equal where pairs belong together: then the targets are `positives_of(ids)`, else the diagonal.
     Its gradients have none of their own: for second derivatives take `softmax_rows`.
     """
     rows, columns = tiled_logsumexp(a, b, scale, tile=tile)
-    pairs = (rows + columns) / 2 - scale * torch.linalg.vecdot(a, b)
+    if ids is None:
+        own = scale * torch.linalg.vecdot(a, b)
+    else:  # the mean of logits is the logit of the mean
+        own = scale * (torch.linalg.vecdot(a, alike(b, ids)) + torch.linalg.vecdot(b, alike(a, ids))) / 2
+    pairs = (rows + columns) / 2 - own
     return pairs.mean() if weights is None else (weights * pairs).mean()
+
+
+def alike(rows: Tensor, ids: Tensor) -> Tensor:
+    """The mean of all rows with each row's id, [B, D]."""
+    _, where, counts = ids.unique(return_inverse=True, return_counts=True)
+    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add(0, where, rows)
+    return (sums / counts[:, None])[where]
+
+
+class SoftplusSum(torch.autograd.Function):
+    """Sum of softplus(scale * a @ b.T + bias) over all pairs; one pass makes the gradients too."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, tile: int) -> Tensor:
+        total, to_bias = a.new_zeros(()), a.new_zeros(())
+        to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
+        for i in range(0, len(a), tile):
+            part, here = scale * a[i : i + tile], slice(i, i + tile)
+            for j in range(0, len(b), tile):
+                there = slice(j, j + tile)
+                logits = (part @ b[there].T).add_(bias)
+                total += F.softplus(logits).sum()
+                slopes = logits.sigmoid_()
+                to_bias += slopes.sum()
+                to_a[here].addmm_(slopes, b[there])
+                to_b[there].addmm_(slopes.T, part)
+        to_scale = torch.linalg.vecdot(a, to_a).sum()
+        ctx.save_for_backward(to_a.mul_(scale), to_b, to_scale, to_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():  # create_graph=True
+            raise NotImplementedError(ONCE)
+        return *(gradient * slope for slope in ctx.saved_tensors), None
+
+
+@in_float32
+def tiled_sigmoid(
+    a: Tensor, b: Tensor, scale: Tensor | float, bias: Tensor | float, *, first: int = 0, tile: int = TILE
+) -> Tensor:
+    """`sigmoid_contrastive` where each row's only positive is its own, with equal value and gradients."""
+    given = {"dtype": a.dtype, "device": a.device}
+    every = SoftplusSum.apply(a, b, torch.as_tensor(scale, **given), torch.as_tensor(bias, **given), tile)
+    own = scale * torch.linalg.vecdot(a, b[first : first + len(a)]) + bias
+    return (every - own.sum()) / len(a)  # type: ignore[operator]
