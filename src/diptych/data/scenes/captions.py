@@ -90,9 +90,11 @@ def _length(fact: Fact) -> int:
 def _absent(scene: Scene, spec: SceneSpec, rng: Random) -> list[Fact]:
     """What may be drawn and is not there."""
     coloured = "colour" in spec.say
-    phrases = {Phrase(shape, colour if coloured else "", count=0): None for colour, shape in spec.pairs()}
-    absent = [Fact("none", phrase) for phrase in phrases if phrase.true_of(scene)]
-    return rng.sample(absent, min(len(absent), LONG[1] // 6))
+    words = list(dict.fromkeys((shape, colour if coloured else "") for colour, shape in spec.pairs))
+    most = LONG[1] // 6  # sentences
+    some = rng.sample(words, min(len(words), most + len(scene.things)))
+    absent = [Fact("none", Phrase(shape, colour, count=0)) for shape, colour in some]
+    return [fact for fact in absent if fact.true_of(scene)][:most]
 
 
 def say_long(facts: Iterable[Fact], language: str = "en") -> str:

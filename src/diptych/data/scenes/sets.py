@@ -242,15 +242,22 @@ def _png(record: SceneRecord) -> bytes:
 
 def _planted(spec: SceneSpec, seed: int, index: int) -> Planted | None:
     """Whether a scene is a copy, and of which earlier scene that is none itself."""
-    rng = stream(seed, index, "copy")
-    chance = rng.random()
-    if index <= 0 or chance >= spec.exact_copies + spec.near_copies:
+    kind = _copy_kind(spec, seed, index)
+    if not kind:
         return None
-    for _ in range(100):
-        source = rng.randrange(index)
-        if _planted(spec, seed, source) is None:
-            return Planted(index, source, "exact" if chance < spec.exact_copies else "near")
-    return None  # where nearly all are copies
+    rng = stream(seed, index, "source")
+    tries = (rng.randrange(index) for _ in range(1000))
+    return Planted(index, next((i for i in tries if not _copy_kind(spec, seed, i)), 0), kind)
+
+
+def _copy_kind(spec: SceneSpec, seed: int, index: int) -> str:
+    """ "exact", "near" or "" for no copy; the first scene never is one."""
+    if index <= 0 or not spec.exact_copies + spec.near_copies:
+        return ""
+    chance = stream(seed, index, "copy").random()
+    if chance < spec.exact_copies:
+        return "exact"
+    return "near" if chance < spec.exact_copies + spec.near_copies else ""
 
 
 def _nearly(scene: Scene, seed: int, index: int) -> Scene:
