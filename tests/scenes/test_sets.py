@@ -28,7 +28,7 @@ def near(share: float, asked: float, count: int) -> bool:
 
 
 def test_a_scene_is_a_function_of_spec_seed_and_number():
-    spec = SceneSpec(textures=TEXTURES, styles=("noisy", "filled"), exact_copies=0.2, near_copies=0.2, alt_noise=0.5)
+    spec = SceneSpec(textures=TEXTURES, styles=("noisy", "filled"), exact_copies=0.2, near_copies=0.2, text_noise=0.5)
     scenes = Scenes(spec, 60, 5)
     order = list(range(60))
     random.Random(0).shuffle(order)
@@ -117,7 +117,7 @@ def test_combinations_that_never_meet():
     assert len(met["unseen"]) == round(0.3 * len(SHAPES) * len(COLOURS)) and met["unseen"] == set(base.held_pairs)
     for one, every in ((0, COLOURS), (1, SHAPES)):
         assert {pair[one] for pair in met["seen"]} == set(every) == {pair[one] for pair in met["unseen"]}
-    spec = replace(base, combinations="seen", alt_noise=0.5, textures=TEXTURES)
+    spec = replace(base, combinations="seen", text_noise=0.5, textures=TEXTURES)
     for record in Scenes(spec, 200, 3):
         said = " ".join((record.text(), record.text("long"), record.alt.text))
         assert not any(re.search(rf"\b{colour} {shape}", said) for colour, shape in base.held_pairs)

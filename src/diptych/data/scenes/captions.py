@@ -11,7 +11,7 @@ from diptych.data.scenes.scene import OPPOSITE, RADIUS, RELATIONS, Scene, Thing
 from diptych.data.scenes.spec import COLOURS, SHAPES, SIZES, TEXTURES, SceneSpec
 from diptych.data.scenes.words import ADJECTIVES, NUMBERS, RELATION_WORDS, SYNONYMS, TEMPLATES
 
-LONG = (70, 170)  # words and marks of a long caption, evenly
+LONG = (70, 170)  # words and marks of a long caption in English, evenly; French takes a third more
 
 
 def tokens(text: str) -> list[str]:
@@ -153,7 +153,7 @@ def alt(scene: Scene, other: Scene, spec: SceneSpec, rng: Random, index: int) ->
 
     A false one names nothing that is there; where the other scene has no such thing, it is a file's name alone.
     """
-    true, named = rng.random() >= spec.alt_noise, rng.random() < spec.alt_names
+    true, named = rng.random() >= spec.text_noise, rng.random() < spec.alt_names
     aspects = {"colour"} & set(spec.say) if rng.random() < 0.7 else set()
     shown = scene if true else other
     phrases = [phrase_of(shown, kind, aspects) for kind in shown.kinds]

@@ -82,7 +82,7 @@ class SceneSpec:
 
     say: tuple[str, ...] = ASPECTS  # what captions may tell of, beside shapes
     detail: float = 0.5  # chance that a short caption says the sizes; the textures; the background; a relation
-    alt_noise: float = 0.0  # share of alt texts that tell of another scene
+    text_noise: float = 0.0  # share of alt and noisy texts that tell of another scene
     alt_names: float = 0.0  # share of alt texts with a made-up name that no other scene has
     exact_copies: float = 0.0  # share of scenes that are copies of an earlier one, byte for byte
     near_copies: float = 0.0  # ... of which the picture is shifted and brightened a little
