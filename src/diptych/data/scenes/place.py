@@ -12,6 +12,7 @@ GAP = 0.02  # between the circles of things that are apart
 ROOM = 0.5  # share of the picture that circles can take and still be placed by chance
 CONTACT = 0.002  # between outlines that touch
 COVER = 0.4  # share of the smaller radius by which a thing is pushed over another
+CLEAR = 0.6  # share of the greater radius that lies at least between two centres
 
 
 def place(things: Sequence[Thing], layout: str, rng: Random) -> list[Thing]:
@@ -88,4 +89,6 @@ def _arrive(thing: Thing, placed: list[Thing], rng: Random, further: float, cove
     way = min(ways)
     way += further + cover * min(thing.radius, placed[ways.index(way)].radius)
     found = replace(start, x=start.x + way * u[0], y=start.y + way * u[1])
-    return found if all(found.radius <= at <= 1 - found.radius for at in (found.x, found.y)) else None
+    within = all(found.radius <= at <= 1 - found.radius for at in (found.x, found.y))
+    clear = all(math.hypot(found.x - o.x, found.y - o.y) >= CLEAR * max(found.radius, o.radius) for o in placed)
+    return found if within and clear else None
