@@ -270,7 +270,7 @@ def test_questions_have_the_answers_that_the_scene_gives():
 
 def test_alt_texts_are_false_at_the_rate_that_was_asked():
     for noise, names in ((0.0, 1.0), (0.4, 0.3), (1.0, 0.0)):
-        scenes = Scenes(SceneSpec(alt_noise=noise, alt_names=names), 500, 6)
+        scenes = Scenes(SceneSpec(text_noise=noise, alt_names=names), 500, 6)
         alts = [record.alt for record in scenes]
         for asked, got in ((noise, [not a.true for a in alts]), (names, [bool(a.name) for a in alts])):
             assert abs(np.mean(got) - asked) <= 3.5 * np.sqrt(asked * (1 - asked) / 500)
@@ -283,6 +283,11 @@ def test_alt_texts_are_false_at_the_rate_that_was_asked():
             elif not colours:
                 assert not shapes & there
             assert record.alt.name in record.alt.text
+            if record.alt.true:
+                assert record.text("noisy de") == record.text("short de")
+            else:
+                with pytest.raises(AssertionError):
+                    check_short(record.scene, record.text("noisy"))
     assert len({proper_name(i) for i in range(20_000)}) == 20_000
 
 

@@ -11,7 +11,7 @@ from diptych.data.scenes.scene import OPPOSITE, RADIUS, RELATIONS, Scene, Thing
 from diptych.data.scenes.spec import COLOURS, SHAPES, SIZES, TEXTURES, SceneSpec
 from diptych.data.scenes.words import ADJECTIVES, NUMBERS, RELATION_WORDS, SYNONYMS, TEMPLATES
 
-LONG = (70, 170)  # words and marks of a long caption, evenly
+LONG = (70, 170)  # words and marks of a long caption in English, evenly; French takes a third more
 
 
 def tokens(text: str) -> list[str]:
@@ -90,9 +90,11 @@ def _length(fact: Fact) -> int:
 def _absent(scene: Scene, spec: SceneSpec, rng: Random) -> list[Fact]:
     """What may be drawn and is not there."""
     coloured = "colour" in spec.say
-    phrases = {Phrase(shape, colour if coloured else "", count=0): None for colour, shape in spec.pairs()}
-    absent = [Fact("none", phrase) for phrase in phrases if phrase.true_of(scene)]
-    return rng.sample(absent, min(len(absent), LONG[1] // 6))
+    words = list(dict.fromkeys((shape, colour if coloured else "") for colour, shape in spec.pairs))
+    most = LONG[1] // 6  # sentences
+    some = rng.sample(words, min(len(words), most + len(scene.things)))
+    absent = [Fact("none", Phrase(shape, colour, count=0)) for shape, colour in some]
+    return [fact for fact in absent if fact.true_of(scene)][:most]
 
 
 def say_long(facts: Iterable[Fact], language: str = "en") -> str:
@@ -151,7 +153,7 @@ def alt(scene: Scene, other: Scene, spec: SceneSpec, rng: Random, index: int) ->
 
     A false one names nothing that is there; where the other scene has no such thing, it is a file's name alone.
     """
-    true, named = rng.random() >= spec.alt_noise, rng.random() < spec.alt_names
+    true, named = rng.random() >= spec.text_noise, rng.random() < spec.alt_names
     aspects = {"colour"} & set(spec.say) if rng.random() < 0.7 else set()
     shown = scene if true else other
     phrases = [phrase_of(shown, kind, aspects) for kind in shown.kinds]

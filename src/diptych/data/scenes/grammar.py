@@ -31,14 +31,11 @@ class Phrase:
     count: int = 1
 
     def fits(self, thing: Thing) -> bool:
-        return all(
-            said in ("", of)
-            for said, of in (
-                (self.shape, thing.shape),
-                (self.colour, thing.colour),
-                (self.size, thing.size),
-                (self.texture, thing.texture),
-            )
+        return (
+            self.shape in ("", thing.shape)
+            and self.colour in ("", thing.colour)
+            and self.size in ("", thing.size)
+            and self.texture in ("", thing.texture)
         )
 
     def found(self, scene: Scene) -> list[int]:

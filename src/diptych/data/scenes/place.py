@@ -12,6 +12,7 @@ GAP = 0.02  # between the circles of things that are apart
 ROOM = 0.5  # share of the picture that circles can take and still be placed by chance
 CONTACT = 0.002  # between outlines that touch
 COVER = 0.4  # share of the smaller radius by which a thing is pushed over another
+CLEAR = 0.6  # share of the greater radius that lies at least between two centres
 
 
 def place(things: Sequence[Thing], layout: str, rng: Random) -> list[Thing]:
@@ -35,10 +36,11 @@ def _apart(things: list[Thing], rng: Random) -> list[Thing] | None:
     """Circles around things do not meet; the largest are placed first."""
     placed: dict[int, Thing] = {}
     for i in sorted(range(len(things)), key=lambda i: -things[i].radius):
+        radius = things[i].radius
         for _ in range(40):
-            thing = _anywhere(things[i], rng)
-            if all(_distance(thing, other) >= thing.radius + other.radius + GAP for other in placed.values()):
-                placed[i] = thing
+            x, y = rng.uniform(radius, 1 - radius), rng.uniform(radius, 1 - radius)
+            if all(math.hypot(x - o.x, y - o.y) >= radius + o.radius + GAP for o in placed.values()):
+                placed[i] = replace(things[i], x=x, y=y)
                 break
         else:
             return None
@@ -67,10 +69,10 @@ def _overlapping(things: list[Thing], rng: Random) -> list[Thing] | None:
 
 def _against(things: list[Thing], rng: Random, further: float, cover: float) -> list[Thing] | None:
     """Each comes in from outside towards one that lies already, until it touches any; then goes a little further."""
-    placed: list[Thing] = []
-    for thing in things:
+    placed = _apart(things[:1], rng) or []
+    for thing in things[1:]:
         for _ in range(40):
-            found = _arrive(thing, placed, rng, further, cover) if placed else _anywhere(thing, rng)
+            found = _arrive(thing, placed, rng, further, cover)
             if found is not None:
                 placed.append(found)
                 break
@@ -87,12 +89,6 @@ def _arrive(thing: Thing, placed: list[Thing], rng: Random, further: float, cove
     way = min(ways)
     way += further + cover * min(thing.radius, placed[ways.index(way)].radius)
     found = replace(start, x=start.x + way * u[0], y=start.y + way * u[1])
-    return found if all(found.radius <= at <= 1 - found.radius for at in (found.x, found.y)) else None
-
-
-def _anywhere(thing: Thing, rng: Random) -> Thing:
-    return replace(thing, x=rng.uniform(thing.radius, 1 - thing.radius), y=rng.uniform(thing.radius, 1 - thing.radius))
-
-
-def _distance(a: Thing, b: Thing) -> float:
-    return math.hypot(a.x - b.x, a.y - b.y)
+    within = all(found.radius <= at <= 1 - found.radius for at in (found.x, found.y))
+    clear = all(math.hypot(found.x - o.x, found.y - o.y) >= CLEAR * max(found.radius, o.radius) for o in placed)
+    return found if within and clear else None

@@ -110,12 +110,12 @@ def sample(spec: SceneSpec, seed: int, index: int) -> Scene:
 def _kinds(spec: SceneSpec, rng: Random) -> list[Thing]:
     """Kinds that differ as the spec asks; the first is not drawn again, so that its links are exact."""
     count = rng.choice(spec.counts)
-    pairs = spec.pairs()
+    shapes = [shape for shape in spec.shapes if shape in spec.palette]
     kinds: list[Thing] = []
     tries = 0
     while len(kinds) < count:
-        shape = rng.choice([s for s in spec.shapes if any(s == pair[1] for pair in pairs)])
-        colour = _linked(spec, rng, "colour", shape, [c for c in spec.colours if (c, shape) in pairs])
+        shape = rng.choice(shapes)
+        colour = _linked(spec, rng, "colour", shape, spec.palette[shape])
         size = rng.choice(spec.sizes)
         texture = _linked(spec, rng, "texture", shape, spec.textures)
         same = ((k.shape == shape, k.colour == colour) for k in kinds)

@@ -23,7 +23,7 @@ from diptych.data.scenes.spec import SceneSpec, stream
 from diptych.data.scenes.words import LANGUAGES
 from diptych.errors import DiptychError, nearest
 
-ROLES = ("short", "long", "alt", "rewrite")
+ROLES = ("short", "long", "alt", "noisy", "rewrite")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class SceneRecord:
     def text(self, role: str = "short") -> str:
         """A text by its role: "short", "long", "alt", "rewrite", "rewrite 3", and a language: "short de", "long fr".
 
-        Alt texts are English.
+        "noisy" is the short caption, or one that is false of this scene where the alt text is. Alt texts are English.
         """
         kind, *rest = role.split()
         language = next((word for word in rest if word in LANGUAGES), "en")
@@ -161,9 +161,21 @@ class SceneRecord:
                 return say(self.statement, language)
             case "long":
                 return captions.say_long(self.facts, language)
+            case "noisy":
+                return say(self.statement if self.alt.true else self._false_statement(), language)
             case "rewrite":
                 return captions.rewrite(self.statement, self._chance(f"rewrite {number}"), language)
         return self.alt.text
+
+    def _false_statement(self) -> Statement:
+        """The short caption of another scene that says what is not true of this one."""
+        rng = stream(self.seed, self.index, "noisy")
+        for _ in range(20):
+            other = sample(self.spec, self.seed, -1 - rng.getrandbits(40))
+            statement = captions.short(other, self.spec, rng)
+            if not statement.true_of(self.scene):
+                return statement
+        return Statement(())  # all scenes are alike: "nothing"
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -178,7 +190,7 @@ class SceneRecord:
             "usual_colour": main is not None and main.colour == self.spec.own("colour", main.shape),
             "usual_texture": main is not None and main.texture == self.spec.own("texture", main.shape),
             "things": len(scene.things),
-            "alt_true": self.alt.true,
+            "text_true": self.alt.true,
             "copy_of": self.planted.source if self.planted else None,
         }
 
@@ -242,15 +254,22 @@ def _png(record: SceneRecord) -> bytes:
 
 def _planted(spec: SceneSpec, seed: int, index: int) -> Planted | None:
     """Whether a scene is a copy, and of which earlier scene that is none itself."""
-    rng = stream(seed, index, "copy")
-    chance = rng.random()
-    if index <= 0 or chance >= spec.exact_copies + spec.near_copies:
+    kind = _copy_kind(spec, seed, index)
+    if not kind:
         return None
-    for _ in range(100):
-        source = rng.randrange(index)
-        if _planted(spec, seed, source) is None:
-            return Planted(index, source, "exact" if chance < spec.exact_copies else "near")
-    return None  # where nearly all are copies
+    rng = stream(seed, index, "source")
+    tries = (rng.randrange(index) for _ in range(1000))
+    return Planted(index, next((i for i in tries if not _copy_kind(spec, seed, i)), 0), kind)
+
+
+def _copy_kind(spec: SceneSpec, seed: int, index: int) -> str:
+    """ "exact", "near" or "" for no copy; the first scene never is one."""
+    if index <= 0 or not spec.exact_copies + spec.near_copies:
+        return ""
+    chance = stream(seed, index, "copy").random()
+    if chance < spec.exact_copies:
+        return "exact"
+    return "near" if chance < spec.exact_copies + spec.near_copies else ""
 
 
 def _nearly(scene: Scene, seed: int, index: int) -> Scene:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from diptych.errors import DiptychError, nearest
 
@@ -81,7 +82,7 @@ class SceneSpec:
 
     say: tuple[str, ...] = ASPECTS  # what captions may tell of, beside shapes
     detail: float = 0.5  # chance that a short caption says the sizes; the textures; the background; a relation
-    alt_noise: float = 0.0  # share of alt texts that tell of another scene
+    text_noise: float = 0.0  # share of alt and noisy texts that tell of another scene
     alt_names: float = 0.0  # share of alt texts with a made-up name that no other scene has
     exact_copies: float = 0.0  # share of scenes that are copies of an earlier one, byte for byte
     near_copies: float = 0.0  # ... of which the picture is shifted and brightened a little
@@ -112,17 +113,19 @@ class SceneSpec:
                 "(distinct, held_out); add shapes or colours"
             )
 
+    @cached_property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The (colour, shape) pairs that may be drawn."""
         shapes, colours = list(dict.fromkeys(self.shapes)), list(dict.fromkeys(self.colours))
         every = [(colour, shape) for shape in shapes for colour in colours]
-        held = set(self.held_pairs())
+        held = set(self.held_pairs)
         if self.combinations == "seen":
             every = [pair for pair in every if pair not in held]
         elif self.combinations == "unseen":
             every = [pair for pair in every if pair in held]
         return tuple(every)
 
+    @cached_property
     def held_pairs(self) -> tuple[tuple[str, str], ...]:
         """The (colour, shape) pairs that "seen" and "unseen" keep apart: whole diagonals first, never own colours."""
         shapes, colours = list(dict.fromkeys(self.shapes)), list(dict.fromkeys(self.colours))
@@ -137,6 +140,13 @@ class SceneSpec:
             raise DiptychError(f"scenes: held_out is {self.held_out}; own colours stay: at most {1 - 1 / len(colours)}")
         return tuple((colour, shape) for _, _, colour, shape in far[:count])
 
+    @cached_property
+    def palette(self) -> dict[str, tuple[str, ...]]:
+        """Each shape that may be drawn, with the colours it may have; words repeated in the spec are repeated here."""
+        pairs = set(self.pairs)
+        palette = {s: tuple(c for c in self.colours if (c, s) in pairs) for s in dict.fromkeys(self.shapes)}
+        return {shape: colours for shape, colours in palette.items() if colours}
+
     def own(self, aspect: str, shape: str) -> str:
         """The background, colour or texture that a link ties to this shape."""
         options = list(dict.fromkeys(getattr(self, aspect + "s")))
@@ -144,7 +154,7 @@ class SceneSpec:
 
     def most_kinds(self) -> int:
         """How many kinds of thing a scene can hold at most."""
-        pairs = self.pairs()
+        pairs = self.pairs
         if self.distinct == "pair":
             return len(pairs)
         taken: dict[str, str] = {}  # shape -> colour: a largest matching, by augmenting paths
