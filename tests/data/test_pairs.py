@@ -202,3 +202,8 @@ def test_a_real_shard():
     pair = next(p for p in pairs if p.id.endswith("000000003"))
     assert pair.texts == ("Red Square is a city square in Moscow, Russia.",)
     assert min(pair.picture().size) > 100
+
+
+def test_drawn_scenes_by_their_number():
+    pairs = read_pairs("scenes:7")
+    assert len(pairs) == 7 and min(pairs[6].picture().size) >= 32 and pairs[6].texts[0]

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pairs_world import caption, draw, write_shards
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from train_world import CONFIG, make_clip
@@ -301,6 +303,23 @@ def test_the_check_says_whether_it_can_work(shards: Path, tiny: str, tmp_path: P
         (same / f"{n}.txt").write_text("the same")
     with pytest.raises(DiptychError, match=r"cannot be learned by heart \(their texts or pictures repeat"):
         diptych.train("clip", same, model=tiny, out=tmp_path / "b", steps=2, check=True, **PLAIN | {"rate": 1e-2})
+
+
+def test_zero_shot_as_it_trains(shards: Path, tiny: str, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for name, colour in zip(("red", "blue"), ((255, 0, 0), (0, 0, 255)), strict=True):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = np.clip(np.array(colour) + rng.normal(0, 40, (24, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "classes" / name / f"{number}.png")
+    options = PLAIN | {"evaluate": tmp_path / "classes", "eval_every": 2, "steps": 5}
+    made = diptych.train("clip", shards, model=tiny, out=tmp_path / "run", **options)
+    judged = {int(row["step"]): row["accuracy"] for row in made.rows if "accuracy" in row}
+    assert list(judged) == [2, 4, 5] and all(0 <= share <= 1 for share in judged.values())
+    plain = diptych.train("clip", shards, model=tiny, out=tmp_path / "plain", steps=5, **PLAIN)
+    assert equal(plain.clip.state_dict(), made.clip.state_dict()), "looking changes nothing"
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert "accuracy" in lines[0] and len(lines) == 6
 
 
 def test_wrong_settings_are_found_at_once(shards: Path, tiny: str, tmp_path: Path):

@@ -7,6 +7,7 @@ in any order and with any number of workers.
 import hashlib
 import json
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,8 @@ def read_pairs(
       members of one name are one pair; each .txt member is a text, without one those of a .json (caption, captions);
     - a folder with texts beside pictures, x.jpg and x.txt, a text on each line;
     - a table (.csv, .tsv, .parquet) or Hugging Face dataset folder, with a column of pictures and one or several of
-      captions (`caption`, or `caption_1`, `caption_2`; a cell may hold a list).
+      captions (`caption`, or `caption_1`, `caption_2`; a cell may hold a list);
+    - "scenes:20000": so many drawn scenes with a short caption each, to try things on.
 
     Raises DiptychError where there is nothing to read. What cannot be used is in `set_aside`, with the reason.
     """
@@ -85,6 +87,10 @@ def read_pairs(
 
     columns = [("image column", image_column), ("text column", ", ".join(text_columns or []))]
     asked = [f"{kind} {name!r}" for kind, name in columns if name]
+    if found := re.fullmatch(r"scenes:(\d+)", str(source)):
+        from diptych.data.scenes import Scenes
+
+        return Scenes(count=int(found[1])).pairs()
     paths = expand(str(source))
     first = paths[0]
     if first.suffix == ".tar":

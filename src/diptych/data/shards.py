@@ -5,7 +5,6 @@ An archive is a stranger's: links, absolute paths and members beyond the limits 
 
 import hashlib
 import json
-import os
 import re
 import tarfile
 from bisect import bisect_right
@@ -83,11 +82,9 @@ def parsed(text: str, identifier: str) -> dict[str, Any]:
 
 def read_member(path: Path, offset: int, size: int) -> bytes:
     try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            data = os.pread(handle, size, offset)
-        finally:
-            os.close(handle)
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(size)
     except OSError as error:
         raise BadPicture(f"{path}: {(error.strerror or str(error)).lower()}") from error
     if len(data) < size:

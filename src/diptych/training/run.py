@@ -108,7 +108,8 @@ def train(
 
         verdict = overfit(clip.to(where), pairs, plan)
         (say or print)(verdict)
-    return Run(plan, clip.to(where), pairs, folder, workers, judge).go(progress)
+    with torch.random.fork_rng(devices=[]):
+        return Run(plan, clip.to(where), pairs, folder, workers, judge).go(progress)
 
 
 def open_model(model: str | CLIP, seed: int) -> CLIP:

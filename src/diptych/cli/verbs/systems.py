@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from diptych.cli.options import Parser
 from diptych.errors import DiptychError, nearest
-from diptych.methods.discover import describe, describe_one, systems
+from diptych.methods.discover import describe, describe_one, find, systems
 
 if TYPE_CHECKING:
     from diptych.methods.discover import System
@@ -23,6 +23,7 @@ diptych systems
 diptych systems gda
 diptych systems --markdown
 """
+VERBS = {"adapt": "diptych compare: for your pictures", "pretrain": "diptych train: from pictures with texts"}
 HEADER = ("method", "what it does", "needs", "trains", "works on", "new classes")
 
 
@@ -33,17 +34,20 @@ def options(parser: Parser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    if given.name is not None and given.name not in systems("adapt"):
-        raise DiptychError(f'no method "{given.name}"{nearest(given.name, systems("adapt"))}')
-    found = [describe_one("adapt", given.name)] if given.name else describe()
+    names = {name: family for family in reversed(VERBS) for name in systems(family)}
+    if given.name is not None and given.name not in names:
+        raise DiptychError(f'no method "{given.name}"{nearest(given.name, names)}')
+    found = [describe_one(names[given.name], given.name)] if given.name else []
     if given.json:
-        print(json.dumps([asdict(system) for system in found], indent=1, ensure_ascii=False))
+        every = found or [system for family in VERBS for system in describe(family)]
+        print(json.dumps([asdict(system) for system in every], indent=1, ensure_ascii=False))
     elif given.markdown:
-        print(markdown(found))
+        print(markdown(found or describe()))
     elif given.name:
         show_one(found[0])
     else:
-        show(found)
+        for family, verb in VERBS.items():
+            show(verb, describe(family))
     return 0
 
 
@@ -58,11 +62,12 @@ def markdown(found: "list[System]") -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def show(found: "list[System]") -> None:
+def show(verb: str, found: "list[System]") -> None:
     from rich.console import Console
     from rich.padding import Padding
 
     console = Console(highlight=False)
+    console.print(f"\n{verb}", style="bold underline")
     for name, summary, needs, trains, cost, new in map(words, found):
         console.print(name, style="bold")
         console.print(Padding(summary, (0, 0, 0, 2)))
@@ -78,8 +83,14 @@ def show_one(system: "System") -> None:
     print((module.__doc__ or "").strip())
     print(f"\nneeds: {system.needs}\ntrains: {system.trains}\nworks on: {system.cost}")
     print(f"names new classes: {'yes' if system.names_new_classes else 'no'}")
+    recipe = getattr(find(system.family, system.name), "recipe", None)
+    if recipe is not None:
+        print("\nrecipe:")
+        for name, value in asdict(recipe).items():
+            print(f"  --set recipe.{name}={value}")
     if system.settings:
-        print("\nsettings (several values are a grid, chosen on validation):")
+        grid = "" if recipe else " (several values are a grid, chosen on validation)"
+        print(f"\nsettings{grid}:")
     for name, value in system.settings.items():
         shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else value
         print(f"  --set {system.name}.{name}={shown}")

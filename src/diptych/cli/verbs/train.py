@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PLACE = 3
 LINES = 20  # of progress, where the output is no terminal
 EXAMPLES = """
+diptych train clip --data scenes:4096 --model ViT-S-16 --epochs 2
 diptych train clip --data ./photos-with-texts --model ViT-B-16 --out runs/first
 diptych train siglip --data "shards/{00000..00099}.tar" --batch 1024 --epochs 10 --eval ./classes
 diptych train clip --data captions.csv --text caption --model ViT-B-32:laion2b_s34b_b79k --rate 1e-5
@@ -34,7 +35,12 @@ diptych train clip --data captions.csv --set recipe.freeze=towers.image.* --chec
 def options(parser: Parser) -> None:
     add = parser.add_argument
     add("system", metavar="SYSTEM", help=f"how: {', '.join(systems('pretrain'))}")
-    add("--data", required=True, metavar="D", help="shards, a folder, a table or a dataset folder")
+    add(
+        "--data",
+        required=True,
+        metavar="D",
+        help="shards, a folder, a table, a dataset folder; scenes:N: built-in drawings",
+    )
     add("--image", metavar="COLUMN", help="the column of pictures, where the data is a table")
     add("--text", metavar="A,B", help="the column of captions, or several")
     add("--model", default="ViT-B-16", metavar="M",
