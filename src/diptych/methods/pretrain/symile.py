@@ -5,8 +5,8 @@ what belongs together is a matter of all three, also where some are missing. Not
 clip; and not where one kind is to be searched by another alone: its score needs all the others.
 
 Saporta et al., Contrasting with Symile: Simple Model-Agnostic Representation Learning for Unlimited Modalities,
-arXiv 2411.01053 (NeurIPS 2024), sections 3 and 4. The third kind is a vector of each pair, `extra[field]`, with a linear
-head of its own. Its score is the sum over dimensions of the product of all rows (`Symile.score`), not the cosine.
+arXiv 2411.01053 (NeurIPS 2024), sections 3 and 4. The third kind is a vector of each pair, `extra[field]`, with a
+linear head of its own. Its score is the sum over dimensions of the product of all rows (`score`), not the cosine.
 Published: above pairwise CLIP in all experiments, also with missing modalities; an exclusive or, which pairs cannot
 learn, is solved.
 """
