@@ -290,12 +290,9 @@ class Tile:
 
     id: str
     values: tuple[int, ...]
-    noise: float = 60.0
+    texts: tuple[str, ...]
     extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (" ".join(f"{letter}{value}" for letter, value in zip("abcdef", self.values, strict=True)),)
+    noise: float = 60.0
 
     @property
     def picture(self) -> Callable[[], Image.Image]:
@@ -316,4 +313,17 @@ class Tiles(list[Tile]):
 
     def __init__(self, count: int, seed: int = 0) -> None:
         values = np.random.default_rng(seed).integers(0, VALUES, (count, FACTORS)).tolist()
-        super().__init__(Tile(str(1_000_000 * seed + i), tuple(row)) for i, row in enumerate(values))
+        super().__init__(Tile(str(1_000_000 * seed + i), tuple(row), (words_of(row),)) for i, row in enumerate(values))
+
+
+def words_of(values: Sequence[int], left_out: Sequence[int] = ()) -> str:
+    return " ".join(f"{'abcdef'[i]}{value}" for i, value in enumerate(values) if i not in left_out)
+
+
+@torch.no_grad()
+def tile_accuracy(clip: CLIP, pairs: "Tiles") -> float:
+    """Zero-shot, in 0..1: the colour of each patch, from the word for it alone."""
+    image = F.normalize(clip.encode_image(pixels_of(clip, pairs)), dim=1)
+    words = F.normalize(clip.encode_text(clip.tokenizer.words()[2:]), dim=1)
+    found = (image @ words.T).unflatten(1, (FACTORS, VALUES)).argmax(2)
+    return float((found == torch.tensor([pair.values for pair in pairs])).float().mean())
