@@ -187,3 +187,8 @@ def test_extras_exist_and_every_installer_spells_them_alike() -> None:
     named = re.findall(r'missing_extra\(\s*[^,]+, "(\w+)"', text) + re.findall(r"`(\w+)` extra", text)
     named += re.findall(r"diptych\[(\w+)\]", text)
     assert len(named) > 8 and set(named) <= set(extras)
+
+
+def test_files_of_tests_have_names_of_their_own():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), "pytest imports them by name alone"
