@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from train_world import Tiles, batch_of, linear_clip, train
+from train_world import Tiles, World, batch_of, linear_clip, make_clip, pixels_of, train
 
 from diptych.core.clip import CLIP
 from diptych.errors import DiptychError
 from diptych.losses.contrastive import softmax_contrastive
+from diptych.methods.pretrain.clip import Clip
 from diptych.methods.pretrain.parts.objective import Phase
 from diptych.methods.pretrain.protoclip import Config, Heads, ProtoClip
 
@@ -160,3 +161,22 @@ def test_another_model_may_teach():
     assert all(len(labels[values == v].unique()) == 1 for v in range(4))
     with pytest.raises(DiptychError, match=r'extra\["words"\]'):
         system.extra_of(Tiles(1)[0], 0)
+
+
+def test_alike_things_form_clearer_groups_than_with_clip_for_as_many_pictures():
+    """Small batches; what is read at the start of episodes counts. Groups: eight kinds of colour and ground."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score
+
+    world, held_out = World(400), World(300, seed=1)
+    config = Config(episodes=8, shortest=1, clusters=40, restarts=1, hidden=128, projection=32)
+    runs = {"clip": (Clip(), 300), "protoclip": (ProtoClip(config), 300 - 5 * 400 // 32)}
+    groups = [scene.colour + scene.ground for scene in held_out.scenes()]
+    agreement = {}
+    for name, (system, steps) in runs.items():
+        clip = make_clip()
+        train(system, clip, world, steps=steps, batch=32, rate=4e-3)
+        rows = F.normalize(clip.encode_image(pixels_of(clip, held_out)), dim=1).detach().numpy()
+        found = KMeans(8, n_init=3, random_state=0).fit_predict(rows)
+        agreement[name] = adjusted_rand_score(groups, found)
+    assert agreement["protoclip"] > agreement["clip"] + 0.1
