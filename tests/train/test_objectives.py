@@ -18,6 +18,9 @@ from diptych.core.clip import CLIP
 from diptych.errors import DiptychError
 from diptych.methods.discover import describe_one, find, systems
 from diptych.methods.pretrain.parts.objective import Batch, Objective, Phase
+from diptych.training.folder import Checkpoint
+from diptych.training.plan import make_plan
+from diptych.training.run import Run
 
 SYSTEMS = systems("pretrain")
 # Settings that cost time are cut, wherever a system has them; what they do is tried in its own test.
@@ -164,6 +167,30 @@ def test_the_temperature_stays_in_bounds_and_the_model_scores_plainly(made: Make
     with torch.no_grad():
         logits = clip.score(clip.encode_image(pixels_of(clip, world())[:3]), clip.encode_text(["a", "b b"]))
     assert logits.shape == (3, 2) and bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_trainer_runs_it_in_chunks_and_takes_it_up_again(name: str):
+    """Ten steps, and five of them again from the tensors of a checkpoint: the same losses."""
+    known = {f.name for f in fields(find("pretrain", name).Config)}
+    settings = {f"{name}.{k}": str(v) for k, v in (QUICK | {"shortest": 1}).items() if k in known}
+    settings |= {"recipe.crop": "1", "recipe.chunk": "4"}
+
+    def fresh(seed: int = 0) -> Run:
+        options = {"epochs": None, "batch": 12, "rate": 1e-3, "seed": 0, "save_every": None, "eval_every": None}
+        plan = make_plan(name, 24, settings, steps=10, **options)  # type: ignore[arg-type]
+        return Run(plan, make_clip(seed), world(), None)
+
+    def losses(run: Run, first: int, last: int) -> list[float]:
+        return [run.step(step, *run.batches[step]).loss for step in range(first, last)]
+
+    run = fresh()
+    losses(run, 0, 5)
+    kept = Checkpoint(5, {n: t.clone() for n, t in run.tensors().items()}, run.state())
+    rest = losses(run, 5, 10)
+    again = fresh(seed=1)
+    assert again.take_up(kept) == 5
+    assert losses(again, 5, 10) == rest
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
