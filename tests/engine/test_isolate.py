@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -73,3 +75,23 @@ def test_torch_computes_on_several_threads_in_the_child():
 
 def test_run_here_gives_the_same():
     assert run_here(lambda tell: 5, lambda message: None).value == 5
+
+
+def test_no_interrupt_is_lost_at_a_fork():
+    program = """
+import os, random, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from diptych.engine.isolate import hold_to_one_thread, run_forked
+hold_to_one_thread()
+caught = 0
+for i in range(12):
+    threading.Timer(0.05 + random.Random(i).random() / 20, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            run_forked(lambda tell: 1, print, lambda: None)
+    except KeyboardInterrupt:
+        caught += 1
+print(caught)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["12"], done.stderr

@@ -61,12 +61,15 @@ def run_forked(work: Callable[[Message], Any], tell: Message, idle: Callable[[],
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    # Ctrl-C waits until the fork is over: Python would lose it in what libraries have registered to run at a fork.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child == 0:
         os.close(reader)
         serve(work, writer)
-    os.close(writer)
     try:
+        os.close(writer)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         outcome = listen(reader, tell, idle)
     except BaseException:
         os.kill(child, signal.SIGKILL)
