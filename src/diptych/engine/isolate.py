@@ -62,14 +62,17 @@ def run_forked(work: Callable[[Message], Any], tell: Message, idle: Callable[[],
     sys.stdout.flush()
     sys.stderr.flush()
     # Ctrl-C waits until the fork is over: Python would lose it in what libraries have registered to run at a fork.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    waiting: list[int] = []
+    interrupted = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
     child = os.fork()
     if child == 0:
         os.close(reader)
         serve(work, writer)
     try:
         os.close(writer)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, interrupted)
+        if waiting:
+            raise KeyboardInterrupt
         outcome = listen(reader, tell, idle)
     except BaseException:
         os.kill(child, signal.SIGKILL)
