@@ -42,9 +42,10 @@ SPEC = SceneSpec(
 STAGES = ((0.1, (1,)), (0.3, (1, 2)), (1.0, (1, 2, 2, 3, 3)))  # until this share of the run: things in a scene
 WINDOW, JITTER = 32, 5  # pixels of a close-up, and by how much the thing is off its middle
 TEMPLATES = ("{}", "{}.", "a photo of {}.", "a picture of {}", "a drawing of {}", "here is {}")
-NEAR, FAR, BATCH = 600, 900, 160  # steps of the two stages; pairs of a step in the second
+EASY = 0.7  # share of the close-ups that are
+NEAR, FAR, BATCH = 450, 900, 128  # steps of the two stages; pairs of a step in the second
 KINDS = ("short", "rewrite 1", "thing", "description", "shape")
-SHARES = {"close-ups": (0, 0, 0.3, 0.15, 0.55), "scenes": (0.3, 0.15, 0.4, 0.12, 0.03)}
+SHARES = {"close-ups": (0, 0, 0.3, 0.15, 0.55), "scenes": (0.28, 0.14, 0.4, 0.1, 0.08)}
 
 
 def caption(record: SceneRecord, shares: Sequence[float]) -> str:
@@ -85,32 +86,40 @@ def description(record: SceneRecord, rng: random.Random, names: tuple[str, ...] 
 
 
 def close_ups(count: int, seed: int) -> Pairs:
-    """One thing each, cut out of its scene, mostly called by its shape: shapes are what is hardest to learn."""
-    return Pairs(f"close-ups (seed {seed})", count, partial(close_up, seed), digest=f"close-ups {seed} {count}")
+    """One thing each, cut out of its scene; at first plain, not small and called by its shape alone."""
+    made = partial(close_up, seed, places(count, seed))
+    return Pairs(f"close-ups (seed {seed})", count, made, digest=f"close-ups {seed} {count}")
 
 
-def close_up(seed: int, index: int) -> Pair:
-    record = SceneRecord(replace(SPEC, counts=(1,)), seed, index)
+def close_up(seed: int, progress: np.ndarray, index: int) -> Pair:
+    easy = progress[index] < EASY
+    plain = {"sizes": ("medium", "large"), "textures": ("solid",)} if easy else {}
+    record = SceneRecord(replace(SPEC, counts=(1,), **plain), seed, index)
     (shown,), rng = record.scene.things, stream(seed, index, "window")
-    places = (round(at * SPEC.side - WINDOW / 2 + rng.uniform(-JITTER, JITTER)) for at in (shown.x, shown.y))
-    x, y = (min(max(0, place), SPEC.side - WINDOW) for place in places)
+    corner = (round(at * SPEC.side - WINDOW / 2 + rng.uniform(-JITTER, JITTER)) for at in (shown.x, shown.y))
+    x, y = (min(max(0, place), SPEC.side - WINDOW) for place in corner)
 
     def picture() -> Image.Image:
         return record.image().crop((x, y, x + WINDOW, y + WINDOW))
 
-    return Pair(record.id, picture, (caption(record, SHARES["close-ups"]),), {"scene": record})
+    text = f"a {shown.shape}" if easy else caption(record, SHARES["close-ups"])
+    return Pair(record.id, picture, (text,), {"scene": record})
+
+
+def places(count: int, seed: int) -> np.ndarray:
+    """When in the run each pair comes, from 0 to 1: `Order` shuffles by the same permutation."""
+    return permutation(count, seed, 0).argsort() / count
 
 
 def scenes(count: int, seed: int) -> Pairs:
-    """Whole scenes, the fuller the later in the run (`Order` says when each comes)."""
-    when = permutation(count, seed, 0).argsort()  # scene -> its place in the run
-    made = partial(scene, seed, when / count)
+    """Whole scenes, the fuller the later in the run."""
+    made = partial(scene, seed, places(count, seed))
     return Pairs(f"scenes (seed {seed})", count, made, digest=f"scenes {seed} {count}")
 
 
 def scene(seed: int, progress: np.ndarray, index: int) -> Pair:
     counts = next(counts for until, counts in STAGES if progress[index] < until)
-    record = SceneRecord(replace(SPEC, counts=counts), seed, index)
+    record = SceneRecord(replace(SPEC, counts=counts), 1000 + seed, index)  # others than the close-ups are cut from
     return Pair(record.id, record.image, (caption(record, SHARES["scenes"]),), {"scene": record})
 
 
@@ -159,7 +168,7 @@ def arguments(tiny: bool = False, seed: int = 0) -> dict[str, dict[str, Any]]:
             "batch": 128, "steps": near, "save_every": 200,
         },
         "scenes": {
-            **common, "data": scenes(BATCH * far, seed + 1000), "settings": settings,
+            **common, "data": scenes(BATCH * far, seed), "settings": settings,
             "batch": BATCH, "steps": far, "save_every": 50,
         },
     }  # fmt: skip
