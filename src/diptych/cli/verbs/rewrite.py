@@ -1,8 +1,9 @@
 """Say captions in other words, by a language model or by rules.
 
-`diptych train laclip` learns from them. CAPTIONS is a .txt with a caption on each line, or any data that `diptych train` reads. What is said is
-checked (not empty, not too long, no copy, no echo of the prompt, half of the words kept); where it fails, the caption
-stands in. A server's key is read from DIPTYCH_LLM_KEY. Work that was stopped continues with the same command.
+`diptych train laclip` learns from them. CAPTIONS is a .txt with a caption on each line, or any data that train reads.
+What is said is checked (not empty, not too long, no copy, no echo of the prompt, half of the words kept); where it
+fails, the caption stands in. A server's key is read from DIPTYCH_LLM_KEY. Work that was stopped continues with the same
+command.
 """
 
 import argparse
