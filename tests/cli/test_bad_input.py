@@ -531,6 +531,24 @@ def export_to_nowhere(at: Path) -> Words:
     return ["export", winner(at)]
 
 
+typed(
+    "a form that there is none of", 'no such form; did you mean "onnx"', "export", "mini", "--to", "onx", "--out", "x"
+)
+typed("a form without a place", "required: --onnx DIR, or both", "export", "mini", "--to", "open_clip")
+typed("two ways to say onnx", "give one of them", "export", "mini", "--to", "onnx", "--onnx", "out")
+typed("model not there", "no such file or folder", "export", "./nowhere", "--to", "onnx", "--out", "out")
+
+
+@case("a classifier becomes onnx, not huggingface")
+def a_classifier_as_a_clip(at: Path) -> Words:
+    return ["export", winner(at), "--to", "huggingface", "--out", "out"]
+
+
+@case("cannot become Hugging Face: it was not made by `load`")
+def a_form_that_cannot_be(at: Path) -> Words:
+    return ["export", "mini", "--to", "huggingface", "--out", "out"]
+
+
 @case("holds|not an export|not empty")
 def export_to_a_folder_in_use(at: Path) -> Words:
     need("onnx")

@@ -1,4 +1,4 @@
-"""Turn a CLIP into open_clip's, Hugging Face's or ONNX's form, or a classifier into ONNX, checked.
+"""Turn a CLIP into another form, or a classifier into ONNX, checked.
 
 MODEL is what --model of other verbs takes, such as run/model of a training, or a classifier. Without --to you are told
 what it can become, and why not the rest. What is written is opened again by the library it is for, and kept only if the
