@@ -166,6 +166,17 @@ def test_a_folder_of_hugging_face_becomes_all_forms(tmp_path: Path):
     assert config["text_cfg"]["eos_id"] == model.config.text_config.eos_token_id == 3 and config["quick_gelu"]
 
 
+def test_a_bias_that_training_added_goes_along(tmp_path: Path):
+    (tmp_path / "hf").mkdir()
+    huggingface_folder(tmp_path / "hf")
+    clip = load(str(tmp_path / "hf"), "cpu")
+    clip.logit_bias = torch.nn.Parameter(torch.tensor(-7.5), requires_grad=False)
+    assert "logits have a bias" in forms(clip)["huggingface"]
+    for form in ("open_clip", "diptych"):
+        convert(clip, tmp_path / form, form)
+        assert load(str(tmp_path / form), "cpu").logit_bias == -7.5
+
+
 def test_edits_are_merged(tmp_path: Path):
     clip = of_open_clip(tmp_path / "source")
     low = LowRank(clip.image.projections()[0], torch.randn(2, 32), torch.randn(32, 2), 0.5)
@@ -187,12 +198,10 @@ def odd(image: Tower | None = None, words: Tower | None = None, **options: Any) 
     return made
 
 
+SHALLOW = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
 REFUSED: dict[str, tuple[Any, str]] = {
     "resnet": (lambda: odd(resnet().tower), "picture tower is open_clip.ModifiedResNet"),
-    "timm": (
-        lambda: odd(timm_model("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, "avg", "linear").tower),
-        "picture tower is timm",
-    ),
+    "timm": (lambda: odd(timm_model("convnext_atto", SHALLOW, "avg", "linear").tower), "picture tower is timm"),
     "bias": (lambda: odd(logit_bias=-10.0), "logits have a bias"),
     "average": (lambda: odd(vit(pool_type="avg").tower), "class token"),
     "no norm": (lambda: odd(vit(no_ln_pre=True).tower), "no norm before the first block"),
@@ -211,7 +220,7 @@ def test_what_transformers_cannot_hold_is_refused_with_the_reason(tmp_path: Path
     make, reason = REFUSED[kind]
     clip = make()
     assert reason in forms(clip)["huggingface"]
-    with pytest.raises(Unsupported, match="cannot become Hugging Face: .*it can become.*diptych") as caught:
+    with pytest.raises(Unsupported, match=r"cannot become Hugging Face: .*it can become.*diptych") as caught:
         save(clip, tmp_path / "out", layout="huggingface")
     assert reason in str(caught.value) and list(tmp_path.iterdir()) == []
 

@@ -347,7 +347,7 @@ def test_our_own_layout_gives_the_same_model(tmp_path: Path, library: str) -> No
         torch.testing.assert_close(clip.encode_text(TEXTS), model.encode_text(ids, normalize=False), **CLOSE)
         torch.testing.assert_close(clip.encode_image(PIXELS), model.encode_image(PIXELS, normalize=False), **CLOSE)
     if library == "coca":
-        with pytest.raises(Unsupported, match="cannot become open_clip: it is a CoCa.*it can become onnx, diptych"):
+        with pytest.raises(Unsupported, match=r"cannot become open_clip: it is a CoCa.*it can become onnx, diptych"):
             save(clip, tmp_path / "again")
         assert not (tmp_path / "again").exists()
     save(clip, tmp_path / "again", layout="diptych")

@@ -48,14 +48,14 @@ WORDS = {
 def no_huggingface(clip: CLIP) -> str:
     """Why transformers' CLIPModel cannot hold this CLIP of two towers; "" where it can."""
     kinds = (clip.image.kind, clip.text.kind)
+    if clip.logit_bias is not None:
+        return "its logits have a bias, for which transformers' CLIPModel has no place"
     if kinds == (HF_VIT, HF_TEXT):
         return no_tokenizer(clip)
     if kinds[0] != VIT:
         return f"its picture tower is {kinds[0]}, and transformers' CLIPModel holds a ViT alone"
     if kinds[1] != TEXT:
         return f"its text tower is {kinds[1]}, and transformers' CLIPModel holds CLIP's own text transformer alone"
-    if clip.logit_bias is not None:
-        return "its logits have a bias, for which transformers' CLIPModel has no place"
     visual: Any = clip.image.visual
     text: Any = clip.text
     if visual.attn_pool is not None or visual.pool_type != "tok":

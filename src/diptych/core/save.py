@@ -86,10 +86,10 @@ def write_open_clip(clip: CLIP, origin: dict[str, Any], tensors: dict[str, Tenso
         "fill_color": look.fill,
     }
     if clip.image.kind == HF_VIT:
-        model, tensors = (
-            open_clip_config(origin["config"]),
-            open_clip_tensors(tensors, (clip.image.depth, clip.text.depth)),
-        )
+        model, bias = open_clip_config(origin["config"]), tensors.get("logit_bias")
+        tensors = open_clip_tensors(tensors, (clip.image.depth, clip.text.depth))
+        if bias is not None:
+            model["init_logit_bias"], tensors["logit_bias"] = float(bias), bias
     else:
         model, tensors = deepcopy(origin["model_cfg"]), open_clip_names(clip, origin, tensors)
     if isinstance(clip.tokenizer, FastTokenizer):
