@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
+from diptych.core.forms import YES, forms
 from diptych.core.save import save
 from diptych.data.pairs import Pairs, read_pairs
 from diptych.data.scan import SetAside
@@ -26,6 +27,7 @@ from diptych.errors import DiptychError
 from diptych.files import write_atomically
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairsLike
 from diptych.training.batches import Batches
+from diptych.training.card import write_card
 from diptych.training.evaluate import ZeroShot, zero_shot_on
 from diptych.training.folder import Checkpoint, TrainingFolder
 from diptych.training.plan import Plan, make_plan, matching
@@ -35,12 +37,14 @@ Row = dict[str, float]  # a line of metrics.csv
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left. folder: its model/ opens with `diptych.load`; rows: of metrics.csv."""
+    """What a run left. folder: its model/ opens with `diptych.load`; rows: of metrics.csv; forms: what the model can
+    become, or why not (`core.forms`)."""
 
     folder: Path
     clip: CLIP
     rows: list[Row]
     set_aside: list[SetAside]
+    forms: dict[str, str] = field(default_factory=dict)
 
 
 def train(
@@ -325,12 +329,14 @@ class Run:
                 self.trainable[name].copy_(tensor)
         clip.__dict__.pop("fingerprint", None)  # its weights are others now
         clip.eval().requires_grad_(False)
-        layout = "open_clip" if (clip.origin or {}).get("library") == "open_clip" else "diptych"
-        save(clip, folder.path / "model", layout=layout)
+        can = forms(clip)
+        save(clip, folder.path / "model", layout="open_clip" if can["open_clip"] == YES else "diptych")
+        left_out = [name for name, _ in self.plan.objective.heads.named_children()] if self.plan.objective.heads else []
+        write_card(folder.path / "model", self.plan.objective.system(), can, left_out)
         aside = [*getattr(self.pairs, "set_aside", ()), *self.batches.set_aside.values()]
-        about = folder.identity | provenance()
+        about = folder.identity | provenance() | {"can become": can}
         write_report(folder.path / "report.html", self.plan, self.pairs.source, len(self.pairs), rows, aside, about)
-        return Trained(folder.path, clip, rows, aside)
+        return Trained(folder.path, clip, rows, aside, can)
 
 
 def to(batch: Batch, device: torch.device) -> Batch:

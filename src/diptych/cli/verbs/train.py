@@ -165,10 +165,13 @@ def words_of(row: dict[str, float]) -> str:
 
 
 def show(made: "Trained", console: "Console") -> None:
+    from diptych.core.forms import said
     from diptych.data.pairs import summary
 
     if made.set_aside:
         console.print(summary(made.set_aside), markup=False)
     model = made.folder / "model"
     console.print(f"{made.folder / 'report.html'}  {model}", markup=False, soft_wrap=True)
+    if made.forms:
+        console.print(f"This model {said(made.forms)}", markup=False, soft_wrap=True)
     console.print(f"\nNext: diptych compare ./photos --model {model}", markup=False, soft_wrap=True)
