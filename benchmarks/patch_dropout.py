@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    clip = fresh("ViT-B-16").train()
+    clip = fresh("ViT-B-16").train().requires_grad_(True)
     pixels = torch.randn(given.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     short = clip.tokenize([TEXTS[i % len(TEXTS)] for i in range(given.batch)])
     optimiser = torch.optim.AdamW(clip.parameters(), 1e-5)

@@ -18,15 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from diptych.data.pairs import Pair, Pairs
 from diptych.data.scenes import Triples, TripleSpec
-from diptych.methods.pretrain.symile import Symile, scores
+from diptych.losses.multilinear import multilinear_scores
+from diptych.methods.pretrain.symile import Symile
+from diptych.training.batches import Batches, Order
 from diptych.training.folder import TrainingFolder
 from diptych.training.recipes import SCENE, TINY, run
 from diptych.training.run import Trained
 
-SPEC = TripleSpec(SCENE, values=4)
+SPEC = TripleSpec(replace(SCENE, colours=("black",), backgrounds=("snow",)), values=4)
 
 
 def arguments(tiny: bool) -> dict[str, Any]:
@@ -35,9 +38,9 @@ def arguments(tiny: bool) -> dict[str, Any]:
         return {
             "system": "symile",
             "model": TINY,
-            "data": triples(8192, seed=0),
-            "steps": 200,
-            "batch": 64,
+            "data": triples(4096, seed=0),
+            "steps": 400,
+            "batch": 128,
             "rate": 2e-3,
             "out": "runs/symile-tiny",
         }
@@ -58,7 +61,7 @@ def triples(count: int, seed: int) -> Pairs:
 
     def get(index: int) -> Pair:
         pair = found[index]
-        spectrum = np.abs(np.fft.rfft(pair.extra["sound"]))[:50] / 100
+        spectrum = np.abs(np.fft.rfft(pair.extra["sound"]))[:50]
         return replace(pair, extra={"spectrum": spectrum.astype(np.float32)})
 
     return replace(found, get=get)
@@ -67,21 +70,16 @@ def triples(count: int, seed: int) -> Pairs:
 @torch.inference_mode()
 def score(made: Trained) -> float:
     """Held-out triples: the share whose text and sound find, among all their pictures, one of the right shape."""
-    held = triples(400, seed=1)
+    held, clip = triples(400, seed=1), made.clip
     shapes = torch.tensor([triple.classes[0] for triple in Triples(SPEC, 400, seed=1)])
-    pairs = [held[i] for i in range(len(held))]
-    found = TrainingFolder(made.folder, {}).last()
-    assert found is not None
-    objective = Symile()
-    objective.prepare(made.clip, held, 0)
-    assert objective.heads is not None
-    objective.heads.load_state_dict(found.part("heads"))
-    spectra = torch.from_numpy(np.stack([pair.extra["spectrum"] for pair in pairs]))
-    images = made.clip.encode_image(torch.stack([made.clip.preprocess(pair.picture()) for pair in pairs]))
-    texts = made.clip.encode_text([pair.texts[0] for pair in pairs])
-    sounds = objective.heads["spectrum"](spectra)
-    best = scores([texts, sounds], images).argmax(1)
-    return float((shapes[best] == shapes).float().mean())
+    objective, kept = Symile(), TrainingFolder(made.folder, {}).last()
+    objective.prepare(clip, held, 0)
+    assert kept is not None and objective.heads is not None
+    objective.heads.load_state_dict(kept.part("heads"))
+    batch, _ = Batches(held, clip, objective, Order(400, 400, 0), crop=1, workers=0)[0]
+    rows = {name: F.normalize(row, dim=1) for name, row in objective.embed(clip, batch).items()}
+    best = multilinear_scores([rows["text"], rows["spectrum"]], rows["image"]).argmax(1)
+    return float((shapes[batch.index][best] == shapes[batch.index]).float().mean())
 
 
 if __name__ == "__main__":
