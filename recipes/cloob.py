@@ -27,7 +27,7 @@ def arguments(tiny: bool) -> dict[str, Any]:
             "eval_every": 200,
             "batch": 64,
             "rate": 2e-3,
-            "settings": {"cloob.beta": 30.0, "recipe.cycles": 1},  # at 8, fresh towers stand still
+            "settings": {"cloob.start": 100, "recipe.cycles": 1},  # fresh towers stand still without
             "out": "runs/cloob-tiny",
         }
     return {

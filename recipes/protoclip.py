@@ -29,7 +29,7 @@ def arguments(tiny: bool) -> dict[str, Any]:
             "batch": 64,
             "rate": 2e-3,
             "settings": {
-                "protoclip.episode": 2048,
+                "protoclip.episode": 1024,
                 "protoclip.clusters": 60,
                 "protoclip.hidden": 256,
                 "recipe.weight_decay": 0.2,

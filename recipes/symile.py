@@ -40,8 +40,9 @@ def arguments(tiny: bool) -> dict[str, Any]:
             "model": TINY,
             "data": triples(4096, seed=0),
             "steps": 400,
-            "batch": 128,
-            "rate": 2e-3,
+            "batch": 64,
+            "rate": 1e-3,
+            "settings": {"recipe.crop": 1.0},
             "out": "runs/symile-tiny",
         }
     return {
