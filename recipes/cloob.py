@@ -23,11 +23,11 @@ def arguments(tiny: bool) -> dict[str, Any]:
             "model": TINY,
             "data": scenes("short"),
             "evaluate": held_out(),
-            "steps": 200,
-            "eval_every": 200,
+            "steps": 400,
+            "eval_every": 400,
             "batch": 64,
             "rate": 2e-3,
-            "settings": {"cloob.start": 100, "recipe.cycles": 1},  # fresh towers stand still without
+            "settings": {"cloob.start": 200, "cloob.scale": 14.3, "recipe.cycles": 1},  # fresh towers stand still
             "out": "runs/cloob-tiny",
         }
     return {

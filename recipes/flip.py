@@ -23,11 +23,11 @@ def arguments(tiny: bool) -> dict[str, Any]:
             "model": TINY,
             "data": scenes("short"),
             "evaluate": held_out(),
-            "steps": 200,
-            "eval_every": 200,
+            "steps": 400,
+            "eval_every": 400,
             "batch": 64,
             "rate": 2e-3,
-            "settings": {"flip.finish": 0.1},
+            "settings": {"flip.finish": 0.1, "recipe.crop": 0.9},
             "out": "runs/flip-tiny",
         }
     return {

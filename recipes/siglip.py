@@ -23,8 +23,8 @@ def arguments(tiny: bool) -> dict[str, Any]:
             "model": TINY,
             "data": scenes("short"),
             "evaluate": held_out(),
-            "steps": 200,
-            "eval_every": 200,
+            "steps": 400,
+            "eval_every": 400,
             "batch": 64,
             "rate": 2e-3,
             "settings": {"siglip.bias": -4.0},  # as many pairs of 64 x 64 are right; -10 suits 32,768
