@@ -6,7 +6,7 @@ The pictures of a webdataset shard are repeated, under other names, into eight s
 crop at random (0.9 to 1 of the area), resize to 224 by bicubic, normalise, tokenise, and give batches of 128: ours by
 `Batches`, theirs by `open_clip_train.data.get_wds_dataset` without worker processes. They take turns, a batch each, so
 that other work on the machine meets both; times are processor time of this process. "scenes" is the same loader on
-drawn scenes of 64 pixels.
+drawn scenes of 64 pixels. open_clip's pipeline needs `webdataset` before version 1.
 
 The check: of one crop both make the same pixels, within one of 255 levels, and of one text the same tokens.
 """

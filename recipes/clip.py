@@ -4,7 +4,7 @@
     36 hours on 128 A100; ImageNet zero-shot 62.9%
 
     python recipes/clip.py --tiny
-    60 s on an idle core; held-out scenes 50% (chance 1.7%)
+    32 s of one core; held-out scenes 18% (chance 1.7%)
 
 Method: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, arXiv 2103.00020. The run
 is open_clip's `ViT-B-32:laion400m_e32`, whose data can be collected again. Chunks of 256 pairs let any number of

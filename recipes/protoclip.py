@@ -4,7 +4,7 @@
     not published (8 epochs took 1.8 times CLIP's time); ImageNet zero-shot 21.5% (CLIP 19.5%)
 
     python recipes/protoclip.py --tiny
-    TIME on an idle core; held-out scenes SCORE (chance 1.7%)
+    34 s of one core; held-out scenes 16% (chance 1.7%)
 
 Chen et al., ProtoCLIP: Prototypical Contrastive Language Image Pretraining, arXiv 2206.10996, and the commands of its
 code. The published run has colour jitter, grey and blur too, and an external teacher (protoclip.teacher) in its best
