@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.clip import CLIP
+from diptych.core.preprocess import bytes_of, random_box
 from diptych.data.pairs import BadPair
 from diptych.data.pictures import BadPicture
 from diptych.data.scan import SetAside
@@ -60,7 +61,7 @@ class Sample:
 
     index: int
     id: str
-    pixels: Tensor  # [3, H, W]
+    pixels: Tensor  # [3, H, W] uint8
     words: dict[str, str]
     extra: dict[str, np.ndarray]
 
@@ -106,7 +107,10 @@ class Batches:
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         pair, look = self.pairs[index], self.clip.preprocess
         image = pair.picture()
-        pixels = look.view(image, rng, (self.crop, 1.0), flip=False) if self.crop < 1 else look(image)
+        if self.crop < 1:
+            pixels = look.resized(image, random_box(image.size, rng, (self.crop, 1.0)))
+        else:
+            pixels = bytes_of(look.crop(image))
         return Sample(index, pair.id, pixels, self.objective.words(pair, rng), self.objective.extra_of(pair, index))
 
     def slices(self, step: int) -> list[np.ndarray]:
@@ -125,7 +129,8 @@ class Batches:
             name: torch.from_numpy(np.stack([s.extra[name] for s in samples])) for name in (samples[0].extra or {})
         }
         index = torch.tensor([s.index for s in samples])
-        return Batch(index, torch.stack([s.pixels for s in samples]), texts, extra, step), [s.id for s in samples]
+        pixels = self.clip.preprocess.normalise(torch.stack([s.pixels for s in samples]))
+        return Batch(index, pixels, texts, extra, step), [s.id for s in samples]
 
     def __getitem__(self, step: int) -> tuple[Batch, list[str]]:
         epoch = self.order.epoch(step)

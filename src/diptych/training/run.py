@@ -18,6 +18,7 @@ from diptych.core.device import choose_device
 from diptych.core.forms import YES, forms
 from diptych.core.save import save
 from diptych.data.pairs import Pairs, read_pairs
+from diptych.data.records import Records
 from diptych.data.scan import SetAside
 from diptych.engine.chunks import embed_in_chunks
 from diptych.engine.distributed import gather, gather_embeddings
@@ -62,7 +63,7 @@ def train(
     device: str | None = None,
     seed: int = 0,
     save_every: int | None = None,
-    evaluate: str | Path | None = None,
+    evaluate: str | Path | Records | None = None,
     eval_every: int | None = None,
     check: bool = False,
     image_column: str | None = None,
@@ -73,10 +74,10 @@ def train(
     """Train a CLIP on pairs of pictures and texts with a system of the `pretrain` family.
 
     data: what `read_pairs` reads, or pairs by number. model: an architecture of open_clip (fresh weights), or what
-    `diptych.load` opens, to go on from. settings: "<system>.<field>" and "recipe.<field>". evaluate: a class folder for
-    zero-shot accuracy every `eval_every` steps. check: overfit 32 pairs first, and `say` whether they can be learned.
-    The same call on the same `out` continues a run that was stopped. Raises DiptychError, and Diverged where training
-    breaks.
+    `diptych.load` opens, to go on from. settings: "<system>.<field>" and "recipe.<field>". evaluate: a class folder
+    or labelled records for zero-shot accuracy every `eval_every` steps. check: overfit 32 pairs first, and `say`
+    whether they can be learned. The same call on the same `out` continues a run that was stopped. Raises DiptychError,
+    and Diverged where training breaks.
     """
     if data is None:
         raise DiptychError("train needs data: shards, a folder of pictures with texts, a table or a dataset folder")
