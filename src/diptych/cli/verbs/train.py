@@ -62,6 +62,7 @@ def options(parser: Parser) -> None:
     add("--devices", type=read.whole("--devices"), default=1, metavar="N", help="processes on this machine")
     add("--nodes", type=read.whole("--nodes"), default=1, metavar="N",
         help="machines; each runs this command with NODE_RANK, MASTER_ADDR and MASTER_PORT set")  # fmt: skip
+    add("--strategy", choices=("ddp", "fsdp"), help="ddp: each process has the whole model (default); fsdp: a part")
     add("--out", type=read.run_folder, metavar="DIR", help="the run's folder; one of the same run is continued")
 
 
@@ -72,6 +73,8 @@ def run(given: argparse.Namespace) -> int:
     for key, _ in given.settings:
         if key.partition(".")[0] not in (given.system, "recipe"):
             raise DiptychError(f"--set {key} has no effect: this run has {given.system}.FIELD and recipe.FIELD")
+    if given.strategy and given.devices * given.nodes == 1 and "WORLD_SIZE" not in os.environ:
+        raise DiptychError("--strategy is for several processes: give --devices or --nodes too")
     if given.devices * given.nodes > 1 and "WORLD_SIZE" not in os.environ:
         return launch(given.devices, given.nodes)
     from rich.console import Console
@@ -92,6 +95,7 @@ def run(given: argparse.Namespace) -> int:
             rate=given.rate,
             workers=given.workers,
             device=given.device,
+            strategy=given.strategy or "ddp",
             seed=given.seed,
             save_every=given.save_every,
             evaluate=given.eval,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.clip import CLIP
-from diptych.losses.loob import retrieved_loob
+from diptych.engine.distributed import local_loob
 from diptych.methods.pretrain.parts.contrast import unit
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, Objective, PairsLike, Recipe
 
@@ -45,7 +45,7 @@ class Cloob(Objective):
 
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
         image, text = unit(embeddings, "image", "text")
-        return {"loob": retrieved_loob(image, text, self.config.beta, clip.logit_scale)}
+        return {"loob": local_loob(image[batch.own], text[batch.own], self.config.beta, clip.logit_scale)}
 
     @torch.no_grad()
     def after_step(self, clip: CLIP) -> None:
