@@ -75,6 +75,18 @@ def test_pairs_of_one_id_belong_together(weights):
     assert sigmoid_contrastive(A, T, 6.0, -1.5, ids=IDS).item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+def test_equal_rows_share_what_they_are_given_anyway():
+    """The gradient of the images and of the text itself, of which several rows are copies."""
+    found = []
+    for ids in (IDS, None):
+        images, texts = A.clone().requires_grad_(), T[:4].clone().requires_grad_()
+        loss = softmax_contrastive(images, texts[IDS], 7.0, ids=ids)
+        loss.backward()
+        found.append((loss.detach(), images.grad, texts.grad))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("ids", [None, IDS], ids=["diagonal", "ids"])
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
 def test_parts_of_the_batch_make_up_the_loss_and_its_gradients(ids, weights):

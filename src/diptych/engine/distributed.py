@@ -89,7 +89,7 @@ def others_may_be_gone() -> Iterator[None]:
             raise
         raise DiptychError(
             "another process of this run has ended or does not answer; what it said last, there or in its machine's "
-            f"output, is why. The same command goes on from the last checkpoint. ({str(error).splitlines()[0]})"
+            f"output, is why. The same command goes on from the last checkpoint. ({str(error).partition('. ')[0]})"
         ) from error
 
 

@@ -46,7 +46,7 @@ def shard_tower(tower: Tower, mesh: Any) -> None:
             register_fsdp_forward_method(part, "run")
     if tower.transformer and parts:
         tower.block = lambda number, *given: parts[number].run(*given)  # type: ignore[attr-defined]
-    fully_shard(tower, mesh=mesh, ignored_params=scalars)
+    fully_shard(tower, mesh=mesh, ignored_params=scalars, reshard_after_forward=True)
 
 
 def is_sharded(tensor: Tensor) -> bool:

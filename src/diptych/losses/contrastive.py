@@ -27,7 +27,8 @@ def softmax_contrastive(
 
     targets: [B, B], row i is a distribution over the rows of b; the other direction takes the columns, each divided
     by its sum (a column without mass counts nothing). None is the diagonal.
-    ids: [B], equal where pairs belong together: the targets are then `positives_of(ids)`.
+    ids: [B], equal where pairs belong together: the targets are then `positives_of(ids)`. Where their rows of one
+    modality are equal (the same text), that changes neither the loss nor, through these rows, any gradient.
     weights: [B] of the pairs; the result is mean(weights * loss), so that weights below 1 make it smaller (ALIP).
     part: the mean over these pairs alone, still told from all others: logits [n, B] twice, not [B, B].
     Without targets, a batch beyond one tile goes by `tiled_contrastive`: the same loss, in less time and memory.

@@ -286,7 +286,8 @@ class Run:
             return error
         batch, ids = self.seen
         pixels = dict(zip(ids, batch.pixels, strict=True))
-        culprit = first_broken(pixels, self.trainable, self.clip, lambda: self.embed(batch))
+        weights = dict(self.clip.named_parameters()) | self.trainable
+        culprit = first_broken(pixels, weights, self.clip, lambda: self.embed(batch))
         where = ""
         if self.folder is not None:
             place = self.folder.path / "broken.json"

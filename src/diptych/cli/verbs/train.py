@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diptych.training.run import Trained
 
 PLACE = 3
+JOIN = 900  # seconds that the machines of a run wait for each other at its start
 LINES = 20  # of progress, where the output is no terminal
 EXAMPLES = """
 diptych train clip --data scenes:4096 --model ViT-S-16 --epochs 2
@@ -111,10 +112,13 @@ def run(given: argparse.Namespace) -> int:
 
 
 def launch(devices: int, nodes: int) -> int:
-    """The same words again, in several processes, by torchrun."""
-    import subprocess
+    """The same words again, in several processes, by torchrun; -> the exit code of the first that failed."""
+    from torch.distributed import DistError
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    words = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={devices}"]
+    words, where = [f"--nproc-per-node={devices}"], "here"
     if nodes == 1:
         words.append("--standalone")
     else:
@@ -124,7 +128,18 @@ def launch(devices: int, nodes: int) -> int:
             raise DiptychError(f"--nodes {nodes} needs {', '.join(missing)} in the environment of each machine")
         rank, address, port = (os.environ[name] for name in needed)
         words += [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
-    return subprocess.run([*words, "-m", "diptych", *sys.argv[1:]]).returncode
+        words.append(f"--rdzv-conf=timeout={JOIN}")
+        where = f"at {address}:{port}"
+    try:
+        torchrun.run(torchrun.parse_args([*words, "-m", "diptych", *sys.argv[1:]]))
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+    except DistError as error:
+        reason = str(error).splitlines()[0]
+        raise DiptychError(f"the {nodes} machines of this run did not find each other {where}: {reason}") from error
+    return 0
 
 
 class Progress:
