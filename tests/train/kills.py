@@ -4,19 +4,22 @@ kills.py SYSTEM FOLDER PLACE...: a place is a letter and a number, the so-maniet
 gradients are there, t a checkpoint's tensors are written and the rest is not, k it is there, l a line is logged.
 """
 
+import importlib.util
 import os
 import signal
 import sys
 import time
+import traceback
 from dataclasses import fields
 from typing import Any
 
+import matplotlib.backends.backend_svg  # noqa: F401 - once, before the forks; so is TensorBoard
 import torch
 from several import QUICK, make_clip, world
 
 import diptych
 import diptych.core.save
-import diptych.training.pages  # imported once, before the forks
+import diptych.training.pages
 from diptych.engine import loop
 from diptych.methods.discover import find
 from diptych.training.folder import TrainingFolder
@@ -61,9 +64,10 @@ def child(system: str, out: str, heard: int, told: int) -> int:
     TOLD = told
     try:
         train(system, out)
-        os._exit(0)
-    finally:
+    except BaseException:
+        traceback.print_exc()
         os._exit(1)
+    os._exit(0)
 
 
 def kill(system: str, out: str, place: str) -> bool:
@@ -82,6 +86,8 @@ def kill(system: str, out: str, place: str) -> bool:
 
 
 if __name__ == "__main__":
+    if importlib.util.find_spec("tensorboard"):
+        importlib.import_module("torch.utils.tensorboard")
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     telling(Run, "step", "s")

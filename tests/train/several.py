@@ -28,7 +28,7 @@ from diptych.core.clip import CLIP
 from diptych.core.preprocess import Preprocess
 from diptych.core.tower import Tokens
 from diptych.engine import loop
-from diptych.engine.sharding import is_sharded, local, whole
+from diptych.engine.sharding import is_sharded, local, shard_tower, whole
 from diptych.errors import DiptychError
 from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.clip import Clip
@@ -62,6 +62,9 @@ class Words:
 class Doubled(Preprocess):
     def __call__(self, image: Any) -> Tensor:
         return super().__call__(image).double()
+
+    def view(self, *given: Any, **named: Any) -> Tensor:
+        return super().view(*given, **named).double()
 
 
 def make_clip() -> CLIP:
@@ -125,6 +128,37 @@ def every_system(clip: CLIP, folder: str, strategy: Strategy) -> None:
         found[name] = measure(run_of(name.partition(",")[0], clip, strategy, VARIANTS.get(name, {})))
     if os.environ["RANK"] == "0":
         torch.save(found, f"{folder}/{strategy}-{os.environ['WORLD_SIZE']}.pt")
+
+
+def every_tower(clip: CLIP, folder: str, strategy: Strategy) -> None:
+    """Every kind of tower, sharded, with half of the rows: the largest difference of its gradients from the whole's."""
+    sys.path.append(str(Path(__file__).parents[1] / "core"))
+    from models import IMAGES, STAGED, TEXTS, image_kind, some_pixels, text_kind, tokens_for
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    loop.runtime(torch.device("cpu"))
+    rank, found = distributed.get_rank(), {}
+    mesh = init_device_mesh("cpu", (2,))
+    for name in [*IMAGES, *STAGED, *(f"text {name}" for name in TEXTS)]:
+        kind = text_kind(name[5:]) if name.startswith("text ") else image_kind(name)
+        tower = deepcopy(kind.tower).requires_grad_(True).double()
+        pixels = torch.cat([some_pixels(), some_pixels()[:1]]).double()
+        rows: Any = tokens_for(tower) if name.startswith("text ") else pixels
+        tower(rows).embedding.square().mean().backward()
+        whole_gradients = {n: p.grad for n, p in tower.named_parameters() if p.grad is not None}
+        tower.zero_grad()
+        shard_tower(tower, mesh)
+        half = slice(2 * rank, 2 * rank + 2)
+        own = rows.take(half, trim=False) if name.startswith("text ") else rows[half]
+        for _ in range(2):  # as steps are
+            tower.zero_grad()
+            tower(own).embedding.square().mean().backward()
+        gradients = {n: whole(p.grad) for n, p in tower.named_parameters() if p.grad is not None}
+        assert gradients.keys() == whole_gradients.keys(), name
+        found[name] = max(float((gradients[n] - g).abs().max()) for n, g in whole_gradients.items())
+    if rank == 0:
+        tell(folder, "towers", json.dumps(found))
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
@@ -250,6 +284,7 @@ if __name__ == "__main__":
         ("stopped", 2, stopped, "fsdp", 1),
         ("alone", 1, alone, "ddp", 1),
         ("finished, sharded", 2, finished, "fsdp", 1),
+        ("towers", 2, every_tower, "fsdp", 1),
         ("refused", 2, refused, "fsdp", 1),
         ("gone", 2, gone, "ddp", 1),
         ("silent", 2, silent, "ddp", 1),

@@ -1,5 +1,6 @@
 """Several processes, and weights shared out among them, are one process with the whole batch: every system."""
 
+import json
 import os
 import re
 import subprocess
@@ -68,16 +69,15 @@ def test_any_number_of_processes_is_one(measured: Callable[[str], Found], name: 
     one, many = measured("ddp-1")[name], measured(way)[name]
     assert torch.allclose(torch.tensor(one["losses"]), torch.tensor(many["losses"]), rtol=0, atol=1e-6)
     assert many["norms"] == pytest.approx(one["norms"], rel=1e-6)
-    assert set(many["gradients"]) == set(one["gradients"]) and len(one["gradients"]) > 30
+    assert set(many["gradients"]) == set(one["gradients"]) and len(one["gradients"]) > 25
     for key, gradient in one["gradients"].items():
         difference = float((gradient - many["gradients"][key]).abs().max())
         assert difference < 1e-6, f"{key} differs by {difference:.1e}"
-    assert max(float(g.abs().max()) for n, g in one["gradients"].items() if not n.startswith("towers.")) > 1e-3 or (
-        name == "cloob"  # its temperature does not move
-    )
+    if "log_scale" in one["gradients"]:
+        assert float(one["gradients"]["log_scale"].abs()) > 1e-3, "too small for a wrong factor to show"
     assert set(many["tensors"]) == set(one["tensors"])
     for key, tensor in one["tensors"].items():
-        difference = float((tensor - many["tensors"][key]).abs().max())
+        difference = float((tensor.double() - many["tensors"][key].double()).abs().max())
         assert difference < 2e-6, f"{key} differs by {difference:.1e}"
 
 
@@ -95,6 +95,11 @@ def test_each_process_holds_half(measured: Callable[[str], Found]):
         assert parts[name]["held"] < 0.51 * one[name]["held"]
         assert parts[name]["moments"] < 0.52 * one[name]["moments"]
         assert parts[name]["sharded"] > 50 and not one[name]["sharded"]
+
+
+def test_every_kind_of_tower_can_be_shared_out(ran: Callable[..., Path]):
+    differences = json.loads((ran("towers") / "towers.txt").read_text())
+    assert len(differences) > 20 and max(differences.values()) < 1e-9, differences
 
 
 def test_one_process_takes_up_what_several_began(ran: Callable[..., Path]):

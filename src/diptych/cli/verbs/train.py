@@ -58,7 +58,8 @@ def options(parser: Parser) -> None:
     add("--eval-every", type=read.whole("--eval-every"), metavar="N", help="steps (default: a tenth of the run)")
     add("--save-every", type=read.whole("--save-every"), metavar="N", help="steps between checkpoints")
     add("--seed", type=read.whole("--seed", 0), default=0, metavar="N", help="of weights, order and crops (default 0)")
-    add("--workers", type=read.whole("--workers", 0), default=2, metavar="N", help="threads that load (default 2)")
+    add("--workers", type=read.whole("--workers", 0), default=2, metavar="N",
+        help="threads that load (default 2); they change nothing else and may outnumber the shards")  # fmt: skip
     add("--device", type=read.device, metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
     add("--devices", type=read.whole("--devices"), default=1, metavar="N", help="processes on this machine")
     add("--nodes", type=read.whole("--nodes"), default=1, metavar="N",
