@@ -105,6 +105,24 @@ def test_parts_of_the_batch_make_up_the_loss_and_its_gradients(ids, weights):
     assert torch.stack(yes).mean().item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+def test_a_part_makes_no_matrix_of_the_whole_batch():
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                largest = max(largest, found.numel())
+            return found
+
+    a, b = (unit(64, D, seed=s).requires_grad_() for s in (1, 2))
+    with Watch():
+        softmax_contrastive(a, b, 10.0, ids=torch.arange(64) // 2, part=slice(8, 16)).backward()
+        sigmoid_contrastive(a[8:16], b, 10.0, -1.0, ids=torch.arange(64) // 2, first=8).backward()
+    assert largest == 8 * 64
+
+
 def test_groups_are_what_any_key_joins_directly_or_through_others():
     generator = torch.Generator().manual_seed(5)
     for _ in range(50):

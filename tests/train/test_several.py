@@ -14,6 +14,7 @@ import torch
 from pairs_world import write_shards
 from safetensors.torch import load_file
 
+import diptych
 from diptych.errors import DiptychError
 from diptych.methods.discover import find, systems
 
@@ -168,6 +169,15 @@ def test_what_a_system_does_by_process_is_shown(capsys: pytest.CaptureFixture[st
     assert "its test norm sees its own pictures" in re.sub(r"\s+", " ", capsys.readouterr().out)
     assert main(["systems", "siglip"]) == 0
     assert "several processes: as one" in capsys.readouterr().out
+
+
+def test_a_batch_that_cannot_be_shared_out_evenly_is_refused(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(DiptychError, match="--batch 30 is no multiple of the 4 processes; 28 would be"):
+        diptych.train("clip", "scenes:64", model=tiny, out=tmp_path / "run", batch=30, steps=2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_machines_that_do_not_come_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch):

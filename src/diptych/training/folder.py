@@ -47,7 +47,9 @@ class TrainingFolder(RunFolder):
         if not self.path.is_dir():
             return not self.path.exists()
         there = {path.name for path in self.path.iterdir()}
-        return there <= {"broken.json"} or ("run.json" in there and not self.rows() and not self.steps())
+        return all(name.startswith("broken") for name in there) or (
+            "run.json" in there and not self.rows() and not self.steps()
+        )
 
     def refuse_others(self) -> None:
         if not self.is_none():

@@ -106,6 +106,9 @@ def train(
         raise DiptychError(f'strategy cannot be "{strategy}"; valid: ddp, fsdp')
     if strategy == "fsdp" and processes() == 1:
         raise DiptychError("--strategy fsdp shares the model out among processes: give --devices or --nodes too")
+    if plan.order.batch % processes():
+        even = plan.order.batch - plan.order.batch % processes()
+        raise DiptychError(f"--batch {plan.order.batch} is no multiple of the {processes()} processes; {even} would be")
     where = choose_device(device)
     if where == "cuda" and processes() > 1:
         where = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -290,7 +293,8 @@ class Run:
         culprit = first_broken(pixels, weights, self.clip, lambda: self.embed(batch))
         where = ""
         if self.folder is not None:
-            place = self.folder.path / "broken.json"
+            rank = self.batches.share[0]
+            place = self.folder.path / (f"broken-{rank}.json" if rank else "broken.json")
             about = {"error": str(error), "tensor": culprit, "pairs": ids}
             write_atomically(place, json.dumps(about, indent=1).encode())
             where = f"; all {len(ids)} are in {place}"
