@@ -25,7 +25,7 @@ class ZeroShot:
     records: tuple[Record, ...]
     labels: tuple[int, ...]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def accuracy(self, clip: CLIP) -> float:
         """The share of pictures whose class name is the nearest."""
         training = clip.training

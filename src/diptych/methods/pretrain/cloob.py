@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from diptych.core.clip import CLIP
+from diptych.engine.distributed import local_loob
 from diptych.losses.contrastive import softmax_contrastive
-from diptych.losses.loob import retrieved_loob
 from diptych.methods.pretrain.parts.contrast import unit
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, Objective, PairsLike, Recipe
 
@@ -49,8 +49,8 @@ class Cloob(Objective):
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
         image, text = unit(embeddings, "image", "text")
         if batch.step < self.config.start:
-            return {"contrastive": softmax_contrastive(image, text, clip.logit_scale)}
-        return {"loob": retrieved_loob(image, text, self.config.beta, clip.logit_scale)}
+            return {"contrastive": softmax_contrastive(image, text, clip.logit_scale, part=batch.own)}
+        return {"loob": local_loob(image[batch.own], text[batch.own], self.config.beta, clip.logit_scale)}
 
     @torch.no_grad()
     def after_step(self, clip: CLIP) -> None:

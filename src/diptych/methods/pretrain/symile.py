@@ -106,7 +106,8 @@ class Symile(Objective):
         if self.config.negatives == "shuffled":
             # of the step alone, so that all processes have the same
             permutations = permutations_of(len(rows), len(rows[0]), torch.Generator().manual_seed(batch.step))
-        return {"multilinear": multilinear_contrastive(rows, clip.logit_scale * stretch(rows), permutations)}
+        scale = clip.logit_scale * stretch(rows)
+        return {"multilinear": multilinear_contrastive(rows, scale, permutations, part=batch.own)}
 
 
 def is_vector(value: Any) -> bool:
