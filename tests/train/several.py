@@ -60,11 +60,8 @@ class Words:
 
 
 class Doubled(Preprocess):
-    def __call__(self, image: Any) -> Tensor:
-        return super().__call__(image).double()
-
-    def view(self, *given: Any, **named: Any) -> Tensor:
-        return super().view(*given, **named).double()
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return super().normalise(pixels).double()
 
 
 def make_clip() -> CLIP:
