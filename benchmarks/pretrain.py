@@ -1,0 +1,159 @@
+"""What training with each system does, against plain CLIP at equal steps on drawn scenes: mean and spread over seeds.
+
+    python benchmarks/pretrain.py cloob                  what is known as `cloob`'s world, 3 seeds; a table
+    python benchmarks/pretrain.py cloob --write          and docs/results/pretrain_cloob.json
+    python benchmarks/pretrain.py cloob --arms clip,cloob --seeds 1 --steps 100 --set recipe.rate=1e-3
+
+A system's world is one file, `pretrain_worlds/<system>.py`, that holds a `World` named WORLD: its arms (ways of
+training, with their data), what is measured of each, and what is claimed. Nothing is registered. All arms of a seed
+have the same first weights, the same order of pairs, and as many steps; they train by `diptych.train` itself. With
+`--out FOLDER` the runs are kept, and the same command continues where it was stopped.
+
+The models are tiny (32 pixels, two blocks a tower: `pretrain_worlds/parts.py`), so that a run takes a minute or two of
+one core: the figures tell whether a system does what its paper says, not how good a model it makes.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pretrain_worlds.parts import Values, World
+
+from diptych.core.device import keep_freed_memory
+from diptych.engine.provenance import provenance
+from diptych.files import write_atomically
+from diptych.training.plan import Plan
+from diptych.training.run import Row, train
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+WORLDS = Path(__file__).parent / "pretrain_worlds"
+
+
+def worlds() -> list[str]:
+    return sorted(path.stem for path in WORLDS.glob("*.py") if path.stem not in ("parts", "__init__"))
+
+
+def run(world: World, name: str, seed: int, folder: Path) -> dict[str, float]:
+    """Train one arm and measure it. -> the figures, with the loss at the end and the processor time."""
+    arm = world.arms[name](seed)
+    start = time.process_time()
+
+    def progress(row: Row, plan: Plan) -> None:
+        if row["step"] % max(1, plan.steps // 10) == 0:
+            spent = time.process_time() - start
+            print(f"{name}, seed {seed}: step {row['step']:.0f} of {plan.steps}, loss {row['loss']:.3f}, "
+                  f"{spent:.0f} s", file=sys.stderr)  # fmt: skip
+
+    clip = world.model(seed)
+    trained = train(
+        arm.system, arm.pairs, model=clip, out=folder, settings={**world.settings, **arm.settings}, steps=world.steps,
+        batch=world.batch, workers=0, device="cpu", seed=seed, save_every=max(1, world.steps // 4), progress=progress,
+    )  # fmt: skip
+    seconds = time.process_time() - start
+    last = statistics.mean(row["loss"] for row in trained.rows[-20:])
+    return {**world.measure(name, trained, seed), "loss": last, "cpu_seconds": seconds}
+
+
+def table(found: Values) -> str:
+    """Arms by what was measured: mean and standard deviation over seeds."""
+    columns = list(dict.fromkeys(column for by in found.values() for column in by))
+    lines = [["", *columns]]
+    for name, by in found.items():
+        cells = [f"{statistics.mean(by[c]):.4g} ± {spread(by[c]):.2g}" if c in by else "" for c in columns]
+        lines.append([name, *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def summary(world: World, found: Values, seeds: int) -> dict[str, Any]:
+    arms = {}
+    for name, by in found.items():
+        arm = world.arms[name](0)
+        arms[name] = {
+            "system": arm.system,
+            "settings": dict(arm.settings),
+            "pairs": len(arm.pairs),
+            "measured": {
+                what: {"mean": round(statistics.mean(v), 4), "sd": round(spread(v), 4), "values": v}
+                for what, v in by.items()
+            },
+        }
+    return {
+        "about": world.about,
+        "seeds": seeds,
+        "steps": world.steps,
+        "batch": world.batch,
+        "settings": dict(world.settings),
+        "arms": arms,
+        "claims": dict(world.claims(found)),
+        "provenance": provenance() | {"threads": torch.get_num_threads()},
+    }
+
+
+@contextlib.contextmanager
+def place(out: Path | None) -> Iterator[Path]:
+    if out is not None:
+        yield out
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def chosen(world: World, given: argparse.Namespace) -> World:
+    """The world with what the command line changes."""
+    settings: Mapping[str, Any] = dict(pair.split("=", 1) for pair in given.set)
+    names = given.arms.split(",") if given.arms else list(world.arms)
+    return replace(
+        world,
+        arms={name: world.arms[name] for name in names},
+        steps=given.steps or world.steps,
+        settings={**world.settings, **settings},
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=worlds())
+    parser.add_argument("--write", action="store_true", help="write docs/results/pretrain_<system>.json")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", help="some of them, by comma")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for all arms")
+    parser.add_argument("--out", type=Path, help="where the runs are kept")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    world = chosen(importlib.import_module(f"pretrain_worlds.{given.system}").WORLD, given)
+    found: Values = {name: {} for name in world.arms}
+    with place(given.out) as out:
+        for seed in range(given.seeds):
+            for name in world.arms:
+                figures = run(world, name, seed, out / name.replace(" ", "_") / str(seed))
+                for what, value in figures.items():
+                    found[name].setdefault(what, []).append(value)
+                shown = ", ".join(f"{what} {value:.4g}" for what, value in figures.items())
+                print(f"{name}, seed {seed}: {shown}", file=sys.stderr)
+    result = summary(world, found, given.seeds)
+    print(f"{world.about}\n{world.steps} steps of {world.batch} pairs, {given.seeds} seeds\n\n{table(found)}\n")
+    print("\n".join(f"{'yes' if holds else 'NO '}  {claim}" for claim, holds in result["claims"].items()))
+    if given.write:
+        write_atomically(RESULTS / f"pretrain_{given.system}.json", (json.dumps(result, indent=1) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
