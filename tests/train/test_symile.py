@@ -1,6 +1,7 @@
 """symile: the loss with a third modality, missing ones, and its effect: it sees an exclusive or, pairs do not."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_what_is_missing_has_a_placeholder_that_can_be_told_from_the_rest():
     torch.testing.assert_close(tower.mean, torch.from_numpy(known.mean(0)).float())
     torch.testing.assert_close(tower.deviation, torch.from_numpy(known.std(0)).float())
     found = [tower(torch.where(torch.arange(BITS) < k, torch.nan, tower.mean)[None]) for k in range(BITS + 1)]
-    assert all((a - b).abs().max() > 1e-3 for a, b in zip(found, found[1:], strict=False))
+    assert all((a - b).abs().max() > 1e-3 for a, b in pairwise(found))
     sure = Symile(Config("code"))
     sure.prepare(clip, Bits(20, 1), 0)  # type: ignore[arg-type]
     with pytest.raises(DiptychError, match="has no picture"):
@@ -215,7 +216,7 @@ def test_what_is_wrong_is_said():
     assert find("pretrain", "symile") is Symile
     with pytest.raises(DiptychError, match='did you mean "all"'):
         Symile(Config("code", "al"))
-    with pytest.raises(DiptychError, match='symile.norm cannot be "lyer"; did you mean "layer"'):
+    with pytest.raises(DiptychError, match='did you mean "layer"'):
         Symile(Config("code", norm="lyer"))
     with pytest.raises(DiptychError, match="further ones"):
         Symile(Config("text code"))

@@ -40,7 +40,7 @@ class Config:
     lacks in `extra["missing"]`, "image" and "text" too, whatever stands there.
 
     negatives: "shuffled" is as many as the batch has pairs, "all" every combination of rows, B^(M - 1): small batches.
-    norm: "unit" rows as in the paper's experiments on bits, or "layer", a layer norm behind each tower as in the others.
+    norm: "unit" rows as in the paper's experiments on bits, or "layer": a layer norm behind each tower, as in others.
     hidden: width of a hidden layer in the towers of vectors, 0 for none. contrast: "product", or "pairs", CLIP's loss
     over each two modalities, which is what the paper compares with.
     """
