@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from train_world import Tiles, World, batch_of, linear_clip, make_clip, pixels_o
 from diptych.core.clip import CLIP
 from diptych.errors import DiptychError
 from diptych.losses.contrastive import softmax_contrastive
+from diptych.methods.pretrain import protoclip
 from diptych.methods.pretrain.clip import Clip
 from diptych.methods.pretrain.parts.objective import Phase
 from diptych.methods.pretrain.protoclip import Config, Heads, ProtoClip
@@ -89,7 +91,7 @@ def test_pairs_that_were_not_read_take_the_nearest_cluster():
     read = system.made["place"] >= 0
     assert int(read.sum()) == 40 and len(system.made["text labels"]) == 40
     with torch.no_grad():
-        rows, _ = system.read(clip, list(range(60)), np.random.default_rng(0))
+        rows, _ = system.read(clip, list(range(60)))
     found = system.labels("text", rows["text"], torch.arange(60))
     distances = torch.cdist(rows["text"], system.made["text centres"])
     assert torch.equal(found[~read], distances.argmin(1)[~read])
@@ -149,7 +151,54 @@ def test_one_cluster_is_clips_loss():
     assert float(system.loss(system.embed(clip, batch), clip, batch)["prototypes"].detach()) == 0
 
 
-def test_another_model_may_teach():
+def test_the_first_clusters_are_of_rows_that_the_heads_know():
+    """The norms of the heads follow the batches of the plain episode too."""
+    system, clip, pairs = ready(step=0)
+    assert system.plain
+    system.loss(
+        system.embed(clip, batch_of(system, clip, pairs, list(range(8)))), clip, batch_of(system, clip, pairs, [0])
+    )
+    assert isinstance(system.heads, Heads)
+    for kind in ("image", "text"):
+        norm: Any = system.heads.get_submodule(kind)[1]  # type: ignore[index]
+        assert float(norm.running_var.sub(1).abs().max()) > 1e-4
+
+
+def test_processes_share_the_reading(monkeypatch: pytest.MonkeyPatch):
+    system, clip, _ = ready()
+    with torch.no_grad():
+        alone, numbers = system.read(clip, list(range(31)))
+        monkeypatch.setattr(protoclip, "world", lambda: 2)
+        halves = []
+        for rank in (0, 1):
+            monkeypatch.setattr(protoclip, "rank", lambda rank=rank: rank)
+            halves.append(system.read(clip, list(range(31))))
+    assert numbers.tolist() == list(range(31))
+    assert [kept.tolist() for _, kept in halves] == [list(range(0, 30, 2)), list(range(1, 30, 2))]
+    for half, (rows, _) in enumerate(halves):
+        torch.testing.assert_close(rows["image"], alone["image"][half:30:2])
+
+
+def test_a_model_may_read_the_texts_and_teach(monkeypatch: pytest.MonkeyPatch):
+    """Its unit rows in their main directions, which keep all distances where they are enough."""
+    pairs, other = Tiles(60), linear_clip(seed=3)
+    monkeypatch.setattr(protoclip, "load", lambda name, device: other)
+    system, clip, _ = ready(replace(QUICK, teacher="mini"), pairs)
+    assert system.vectors is not None and system.vectors.shape == (60, 24)
+    rows = F.normalize(other.encode_text([pair.texts[0] for pair in pairs]), dim=1)
+    rows = rows - rows.mean(0)
+    torch.testing.assert_close(system.vectors @ system.vectors.T, rows @ rows.T, atol=1e-5, rtol=0)
+    spread = system.vectors.var(0)
+    assert bool((spread[:-1] >= spread[1:] - 1e-7).all()) and float(system.vectors.mean(0).abs().max()) < 1e-6
+    batch = batch_of(system, clip, pairs, [0, 1, 2, 3], step=5)
+    assert torch.equal(batch.extra["teacher"], system.vectors[:4])
+    assert "teacher" in system.loss(system.embed(clip, batch), clip, batch)
+    monkeypatch.undo()
+    with pytest.raises(DiptychError, match='holds no "nothing"; as a model'):
+        ready(replace(QUICK, teacher="nothing"))
+
+
+def test_another_models_vectors_may_teach():
     pairs = Tiles(60)
     pairs[:] = [replace(pair, extra={"words": np.eye(4, dtype=np.float32)[pair.values[0]]}) for pair in pairs]
     system, clip, _ = ready(replace(QUICK, teacher="words"), pairs)
