@@ -12,16 +12,14 @@ from diptych.training.run import Trained
 SPEC = SceneSpec(
     side=32,
     shapes=("circle", "square", "triangle", "cross", "ring", "star"),
-    colours=("red", "yellow", "green", "blue", "pink", "black"),
-    sizes=("medium", "large"),
+    sizes=("small", "medium", "large"),
     textures=("solid", "striped", "dotted", "checked"),
-    backgrounds=("snow", "sand", "grass", "water"),
     counts=(1,),
-    say=("colour", "texture", "background"),
+    say=("colour", "size", "texture", "background"),
     detail=1.0,
 )
 COUNT, TEST = 20_000, 1000
-ASPECTS = {"shape": SPEC.shapes, "colour": SPEC.colours, "texture": SPEC.textures, "background": SPEC.backgrounds}
+ASPECTS = {aspect: getattr(SPEC, f"{aspect}s") for aspect in ("shape", "colour", "size", "texture", "background")}
 
 
 def pairs(seed: int) -> Held:

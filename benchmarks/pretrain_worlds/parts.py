@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +23,15 @@ from diptych.methods.pretrain.parts.objective import PairsLike
 from diptych.training.run import Trained
 
 SIDE, CONTEXT = 32, 40
+EASY: dict[str, Any] = {  # scenes of which a tiny model learns the colour and the background in a few hundred steps
+    "side": SIDE,
+    "shapes": ("circle", "square", "triangle", "cross", "ring", "star"),
+    "colours": ("red", "yellow", "green", "blue", "pink", "black"),
+    "sizes": ("large",),
+    "backgrounds": ("snow", "sand", "grass", "water"),
+    "counts": (1,),
+    "detail": 1.0,
+}
 Values = dict[str, dict[str, list[float]]]  # arm -> what is measured -> a value for each seed
 
 
@@ -57,8 +65,8 @@ class World:
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 
-MORE = """a an the and on of in at with is are there here this that one photo picture image drawing you see we look shows
-show has can it stock buy online free clipart wallpaper jpg img by sketch pictured what find , . : ; | - ( )"""
+MORE = """a an the and on of in at with is are there here this that one photo picture image drawing you see we look
+shows show has can it stock buy online free clipart wallpaper jpg img by sketch pictured what find , . : ; | - ( )"""
 
 
 @cache
@@ -94,17 +102,17 @@ def word_tokenizer(more: Sequence[str] = ()) -> FastTokenizer:
 
 
 def tiny_clip(
-    seed: int, *, side: int = SIDE, patch: int = 8, width: int = 64, layers: int = 2, embed: int = 64,
+    seed: int, *, side: int = SIDE, patch: int = 8, width: int = 48, layers: int = 2, embed: int = 48,
     more: Sequence[str] = (),
 ) -> CLIP:  # fmt: skip
-    """open_clip's ViT and text transformer, fresh: `layers` blocks a tower, a word a token."""
+    """open_clip's ViT and text transformer, fresh: `layers` blocks of two heads a tower, a word a token."""
     tokenizer = word_tokenizer(more)
     config = {
         "embed_dim": embed,
-        "vision_cfg": {"layers": layers, "width": width, "head_width": 32, "patch_size": patch, "image_size": side},
+        "vision_cfg": {"layers": layers, "width": width, "head_width": width // 2, "patch_size": patch, "image_size": side},
         "text_cfg": {
             "context_length": CONTEXT, "vocab_size": tokenizer.tokenizer.get_vocab_size(), "width": width,
-            "heads": width // 32, "layers": layers,
+            "heads": 2, "layers": layers,
         },
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -137,10 +145,10 @@ def held(scenes: Scenes, texts: Callable[[SceneRecord], tuple[str, ...]], source
     """Every scene drawn once, with its texts. extra: its labels, and its record under "scene"."""
 
     def pair(record: SceneRecord) -> Pair:
-        pixels = record.picture.copy()
+        image = record.image()
         extra = {**record.labels, "scene": record}
         record.__dict__.pop("drawing", None)  # masks are not needed
-        return Pair(record.id, lambda: Image.fromarray(pixels), texts(record), extra)
+        return Pair(record.id, lambda: image, texts(record), extra)
 
     return Held(f"{source} {scenes.seed}", [pair(record) for record in scenes])
 
