@@ -54,7 +54,7 @@ def run(world: World, name: str, seed: int, folder: Path) -> dict[str, float]:
             print(f"{name}, seed {seed}: step {row['step']:.0f} of {plan.steps}, loss {row['loss']:.3f}, "
                   f"{spent:.0f} s", file=sys.stderr)  # fmt: skip
 
-    clip = world.model(seed)
+    clip = (arm.model or world.model)(seed)
     trained = train(
         arm.system, arm.pairs, model=clip, out=folder, settings={**world.settings, **arm.settings}, steps=world.steps,
         batch=world.batch, workers=0, device="cpu", seed=seed, save_every=max(1, world.steps // 4), progress=progress,

@@ -37,11 +37,13 @@ Values = dict[str, dict[str, list[float]]]  # arm -> what is measured -> a value
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training. settings: "<system>.<field>" and "recipe.<field>", on top of the world's."""
+    """One way of training. settings: "<system>.<field>" and "recipe.<field>", on top of the world's; model: what it
+    starts from, where that is not the world's."""
 
     system: str
     pairs: PairsLike
     settings: Mapping[str, Any] = field(default_factory=dict)
+    model: Callable[[int], CLIP] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,3 +206,19 @@ def auroc(right: np.ndarray, wrong: np.ndarray) -> float:
     """How often one of the right scores above one of the wrong, ties by half."""
     difference = right[:, None] - wrong[None]
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def zero_shot_on(clip: CLIP, images: Tensor, pairs: Held, spec: SceneSpec) -> dict[str, float]:
+    """Percent of pictures [N, D] whose colour, background and shape are found, and their mean under "zero-shot".
+
+    What is said of a word are other scenes' captions with it.
+    """
+    others = drawn(spec, 300, 5000).items
+    right = {
+        aspect: zero_shot(
+            clip, images, [pair.extra[aspect] for pair in pairs.items], options,
+            lambda word, aspect=aspect: [p.texts[0] for p in others if p.extra[aspect] == word],
+        )
+        for aspect, options in (("colour", spec.colours), ("background", spec.backgrounds), ("shape", spec.shapes))
+    }  # fmt: skip
+    return {"zero-shot": sum(right.values()) / len(right), **right}
