@@ -156,8 +156,8 @@ WORLD = World(
     },
     measure=measure,
     claims=claims,
-    steps=400,
+    steps=600,
     batch=64,
-    settings={"recipe.rate": 1e-3, "recipe.warmup": 40, "recipe.crop": 1.0},
+    settings={"recipe.rate": 2e-3, "recipe.warmup": 40, "recipe.crop": 1.0},
     model=lambda seed: tiny_clip(seed, more=WORDS),
 )
