@@ -1,4 +1,4 @@
-"""siglip: the loss against a float64 loop and open_clip's own, its start, the bias in the saved model, small batches."""
+"""siglip: the loss against a float64 loop and open_clip's own, its start, the saved bias, small batches."""
 
 import math
 from pathlib import Path
