@@ -6,7 +6,7 @@
 
 A system's world is one file, `pretrain_worlds/<system>.py`, that holds a `World` named WORLD: its arms (ways of
 training, with their data), what is measured of each, and what is claimed. Nothing is registered. All arms of a seed
-have the same first weights, the same order of pairs, and as many steps; they train by `diptych.train` itself. With
+have the same first weights, the same order of pairs, and as many steps; they train by the project's own loop. With
 `--out FOLDER` the runs are kept, and the same command continues where it was stopped.
 
 The models are tiny (32 pixels, two blocks a tower: `pretrain_worlds/parts.py`), so that a run takes a minute or two of
@@ -32,8 +32,9 @@ from pretrain_worlds.parts import Values, World
 from diptych.core.device import keep_freed_memory
 from diptych.engine.provenance import provenance
 from diptych.files import write_atomically
-from diptych.training.plan import Plan
-from diptych.training.run import Row, train
+from diptych.training.folder import TrainingFolder
+from diptych.training.plan import Plan, make_plan
+from diptych.training.run import Row, Run, digest
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 WORLDS = Path(__file__).parent / "pretrain_worlds"
@@ -54,11 +55,16 @@ def run(world: World, name: str, seed: int, folder: Path) -> dict[str, float]:
             print(f"{name}, seed {seed}: step {row['step']:.0f} of {plan.steps}, loss {row['loss']:.3f}, "
                   f"{spent:.0f} s", file=sys.stderr)  # fmt: skip
 
-    clip = world.model(seed)
-    trained = train(
-        arm.system, arm.pairs, model=clip, out=folder, settings={**world.settings, **arm.settings}, steps=world.steps,
-        batch=world.batch, workers=0, device="cpu", seed=seed, save_every=max(1, world.steps // 4), progress=progress,
+    clip, settings = world.model(seed), {**world.settings, **arm.settings}
+    plan = make_plan(
+        arm.system, len(arm.pairs), settings, steps=world.steps, epochs=None, batch=world.batch, rate=None, seed=seed,
+        save_every=max(1, world.steps // 4), eval_every=None,
     )  # fmt: skip
+    if arm.changed:
+        plan = replace(plan, objective=arm.changed(plan.objective.config))
+    kept = TrainingFolder(folder, plan.identity() | {"model": clip.fingerprint, "data": digest(arm.pairs)})
+    kept.open()
+    trained = Run(plan, clip, arm.pairs, kept).go(progress)
     seconds = time.process_time() - start
     last = statistics.mean(row["loss"] for row in trained.rows[-20:])
     return {**world.measure(name, trained, seed), "loss": last, "cpu_seconds": seconds}
@@ -86,6 +92,7 @@ def summary(world: World, found: Values, seeds: int) -> dict[str, Any]:
         arms[name] = {
             "system": arm.system,
             "settings": dict(arm.settings),
+            **({"changed": (arm.changed.__doc__ or "").strip()} if arm.changed else {}),
             "pairs": len(arm.pairs),
             "measured": {
                 what: {"mean": round(statistics.mean(v), 4), "sd": round(spread(v), 4), "values": v}
