@@ -11,6 +11,7 @@ from pretrain_worlds.parts import (
     Held,
     Values,
     World,
+    above,
     accuracies,
     auroc,
     held,
@@ -73,11 +74,20 @@ def weights(trained: Trained, on: Held, false: np.ndarray, of_caption: bool) -> 
         "AUROC": auroc(made[~false], made[false]),
         "weight of right": float(made[~false].mean()),
         "weight of wrong": float(made[false].mean()),
+        "right over wrong": float(made[~false].mean() / made[false].mean()),
     }
 
 
 def claims(found: Values) -> Mapping[str, bool]:
-    return {}
+    """Of the paper's effects, at this size."""
+    return {
+        **above(found, "zero-shot", "alip", "clip", 5),
+        **above(found, "zero-shot", "alip", "equal weights", 0),
+        **above(found, "AUROC", "alip", None, 0.8),
+        **above(found, "right over wrong", "alip", None, 2),
+        **above(found, "zero-shot", "alip, wrong captions", "clip, wrong captions", -1),
+        **above(found, "AUROC", "alip, wrong captions", None, 0.8),
+    }
 
 
 EVEN = {"alip.sample_gamma": 0.0, "alip.pair_gamma": 0.0}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pretrain_worlds.parts import Arm, Held, Values, World, accuracies, effective_rank, pictures, sayings, styled
+from pretrain_worlds.parts import Arm, Held, Values, World, above, accuracies, effective_rank, pictures, sayings, styled
 from torch import Tensor
 
 from diptych.core.clip import CLIP
@@ -52,7 +52,15 @@ def measure(name: str, trained: Trained, seed: int) -> Mapping[str, float]:
 
 
 def claims(found: Values) -> Mapping[str, bool]:
-    return {}
+    """Of the paper's effects, at this size."""
+    return {
+        claim: holds
+        for arm in ("cloob", "cloob, started by clip", "cloob 14.3, started by clip")
+        for claim, holds in {
+            **above(found, "rank of pictures", arm, "clip", 0),
+            **above(found, "zero-shot", arm, "clip", -1),
+        }.items()
+    } | above(found, "zero-shot", "cloob, started by clip", "retrieval alone", 0)
 
 
 def pairs(seed: int) -> Held:
@@ -66,6 +74,7 @@ WORLD = World(
         "clip": lambda seed: Arm("clip", pairs(seed)),
         "cloob": lambda seed: Arm("cloob", pairs(seed)),
         "cloob, started by clip": lambda seed: Arm("cloob", pairs(seed), LATE),
+        "cloob 14.3, started by clip": lambda seed: Arm("cloob", pairs(seed), {**LATE, "cloob.beta": 14.3}),
         "retrieval alone": lambda seed: Arm("cloob", pairs(seed), LATE, WithoutLoob),
         "InfoLOOB alone": lambda seed: Arm("cloob", pairs(seed), LATE, WithoutRetrieval),
     },

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from statistics import mean
 
-from pretrain_worlds.parts import Arm, Held, Values, World, accuracies, pictures, styled, tiny_clip
+from pretrain_worlds.parts import Arm, Held, Values, World, above, accuracies, pictures, styled, tiny_clip
 
 from diptych.data.rewrites import Rewritten, by_rules
 from diptych.training.run import Trained
@@ -42,7 +42,12 @@ def measure(name: str, trained: Trained, seed: int) -> Mapping[str, float]:
 
 
 def claims(found: Values) -> Mapping[str, bool]:
-    return {}
+    """Of the paper's effects, at this size."""
+    return {
+        **above(found, "unseen templates", "laclip", "clip", 3),
+        **above(found, "own template", "laclip", "clip", -1),
+        **above(found, "own template", "clip", "rewrites of others", 5),
+    }
 
 
 WORLD = World(

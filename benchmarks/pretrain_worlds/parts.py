@@ -249,3 +249,12 @@ def auroc(right: np.ndarray, wrong: np.ndarray) -> float:
     """How often one of the right scores above one of the wrong, ties by half."""
     difference = right[:, None] - wrong[None]
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def above(found: Values, what: str, arm: str, other: str | None, by: float) -> dict[str, bool]:
+    """A claim: an arm's mean is above another's by so much, or (no other) above `by`; {} where one was not measured."""
+    if what not in found.get(arm, {}) or (other is not None and what not in found.get(other, {})):
+        return {}
+    difference = mean(found[arm][what]) - (mean(found[other][what]) if other is not None else 0.0)
+    where = f"{by:+g} of {other}" if other is not None else f"{by:g}"
+    return {f"{what}: {arm} above {where} ({difference:.3g})": difference > by}
