@@ -1,13 +1,13 @@
 """What training with each system does, against plain CLIP at equal steps on drawn scenes: mean and spread over seeds.
 
-    python benchmarks/pretrain.py cloob                  what is known as `cloob`'s world, 3 seeds; a table
+    python benchmarks/pretrain.py cloob alip             the worlds of both, 3 seeds; tables
     python benchmarks/pretrain.py cloob --write          and docs/results/pretrain_cloob.json
-    python benchmarks/pretrain.py cloob --arms clip,cloob --seeds 1 --steps 100 --set recipe.rate=1e-3
+    python benchmarks/pretrain.py cloob --arms "clip;cloob" --seeds 1 --steps 100 --set recipe.rate=1e-3
 
 A system's world is one file, `pretrain_worlds/<system>.py`, that holds a `World` named WORLD: its arms (ways of
 training, with their data), what is measured of each, and what is claimed. Nothing is registered. All arms of a seed
-have the same first weights, the same order of pairs, and as many steps; they train by `diptych.train` itself. With
-`--out FOLDER` the runs are kept, and the same command continues where it was stopped.
+have the same first weights, the same order of pairs, and as many steps; they train by the project's own loop. With
+`--out FOLDER` runs and figures are kept, and the same command continues where it was stopped.
 
 The models are tiny (32 pixels, two blocks a tower: `pretrain_worlds/parts.py`), so that a run takes a minute or two of
 one core: the figures tell whether a system does what its paper says, not how good a model it makes.
@@ -16,6 +16,7 @@ one core: the figures tell whether a system does what its paper says, not how go
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import statistics
 import sys
@@ -32,8 +33,9 @@ from pretrain_worlds.parts import Values, World
 from diptych.core.device import keep_freed_memory
 from diptych.engine.provenance import provenance
 from diptych.files import write_atomically
-from diptych.training.plan import Plan
-from diptych.training.run import Row, train
+from diptych.training.folder import TrainingFolder
+from diptych.training.plan import Plan, make_plan
+from diptych.training.run import Row, Run, digest
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 WORLDS = Path(__file__).parent / "pretrain_worlds"
@@ -45,7 +47,7 @@ def worlds() -> list[str]:
 
 def run(world: World, name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train one arm and measure it. -> the figures, with the loss at the end and the processor time."""
-    arm = world.arms[name](seed)
+    arm, figures = world.arms[name](seed), folder / "figures.json"
     start = time.process_time()
 
     def progress(row: Row, plan: Plan) -> None:
@@ -54,14 +56,23 @@ def run(world: World, name: str, seed: int, folder: Path) -> dict[str, float]:
             print(f"{name}, seed {seed}: step {row['step']:.0f} of {plan.steps}, loss {row['loss']:.3f}, "
                   f"{spent:.0f} s", file=sys.stderr)  # fmt: skip
 
-    clip = (arm.model or world.model)(seed)
-    trained = train(
-        arm.system, arm.pairs, model=clip, out=folder, settings={**world.settings, **arm.settings}, steps=world.steps,
-        batch=world.batch, workers=0, device="cpu", seed=seed, save_every=max(1, world.steps // 4), progress=progress,
+    clip, settings = (arm.model or world.model)(seed), {**world.settings, **arm.settings}
+    plan = make_plan(
+        arm.system, len(arm.pairs), settings, steps=world.steps, epochs=None, batch=world.batch, rate=None, seed=seed,
+        save_every=max(1, world.steps // 4), eval_every=None,
     )  # fmt: skip
+    if arm.changed:
+        plan = replace(plan, objective=arm.changed(plan.objective.config))
+    kept = TrainingFolder(folder, plan.identity() | {"model": clip.fingerprint, "data": digest(arm.pairs)})
+    kept.open()
+    if figures.exists():
+        return json.loads(figures.read_text())
+    trained = Run(plan, clip, arm.pairs, kept).go(progress)
     seconds = time.process_time() - start
     last = statistics.mean(row["loss"] for row in trained.rows[-20:])
-    return {**world.measure(name, trained, seed), "loss": last, "cpu_seconds": seconds}
+    found = {**world.measure(name, trained, seed), "loss": last, "cpu_seconds": seconds}
+    write_atomically(figures, json.dumps(found).encode())
+    return found
 
 
 def table(found: Values) -> str:
@@ -86,6 +97,7 @@ def summary(world: World, found: Values, seeds: int) -> dict[str, Any]:
         arms[name] = {
             "system": arm.system,
             "settings": dict(arm.settings),
+            **({"changed": (arm.changed.__doc__ or "").strip()} if arm.changed else {}),
             "pairs": len(arm.pairs),
             "measured": {
                 what: {"mean": round(statistics.mean(v), 4), "sd": round(spread(v), 4), "values": v}
@@ -116,7 +128,7 @@ def place(out: Path | None) -> Iterator[Path]:
 def chosen(world: World, given: argparse.Namespace) -> World:
     """The world with what the command line changes."""
     settings: Mapping[str, Any] = dict(pair.split("=", 1) for pair in given.set)
-    names = given.arms.split(",") if given.arms else list(world.arms)
+    names = [name for name in world.arms if not given.arms or name in given.arms.split(";")]
     return replace(
         world,
         arms={name: world.arms[name] for name in names},
@@ -127,31 +139,35 @@ def chosen(world: World, given: argparse.Namespace) -> World:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=worlds())
+    parser.add_argument("systems", nargs="+", choices=worlds(), metavar="SYSTEM", help=", ".join(worlds()))
     parser.add_argument("--write", action="store_true", help="write docs/results/pretrain_<system>.json")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", help="some of them, by comma")
+    parser.add_argument("--arms", help="some of them, with ; between")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for all arms")
     parser.add_argument("--out", type=Path, help="where the runs are kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    world = chosen(importlib.import_module(f"pretrain_worlds.{given.system}").WORLD, given)
-    found: Values = {name: {} for name in world.arms}
+    known = {name: chosen(importlib.import_module(f"pretrain_worlds.{name}").WORLD, given) for name in given.systems}
+    found: dict[str, Values] = {system: {name: {} for name in world.arms} for system, world in known.items()}
     with place(given.out) as out:
-        for seed in range(given.seeds):
+        for seed, (system, world) in itertools.product(range(given.seeds), known.items()):
             for name in world.arms:
-                figures = run(world, name, seed, out / name.replace(" ", "_") / str(seed))
+                figures = run(world, name, seed, out / system / name.replace(" ", "_") / str(seed))
                 for what, value in figures.items():
-                    found[name].setdefault(what, []).append(value)
+                    found[system][name].setdefault(what, []).append(value)
                 shown = ", ".join(f"{what} {value:.4g}" for what, value in figures.items())
-                print(f"{name}, seed {seed}: {shown}", file=sys.stderr)
-    result = summary(world, found, given.seeds)
-    print(f"{world.about}\n{world.steps} steps of {world.batch} pairs, {given.seeds} seeds\n\n{table(found)}\n")
-    print("\n".join(f"{'yes' if holds else 'NO '}  {claim}" for claim, holds in result["claims"].items()))
-    if given.write:
-        write_atomically(RESULTS / f"pretrain_{given.system}.json", (json.dumps(result, indent=1) + "\n").encode())
+                print(f"{system}: {name}, seed {seed}: {shown}", file=sys.stderr)
+            if given.write:
+                result = json.dumps(summary(world, found[system], seed + 1), indent=1)
+                write_atomically(RESULTS / f"pretrain_{system}.json", (result + "\n").encode())
+    for system, world in known.items():
+        print(f"\n{system}. {world.about}\n{world.steps} steps of {world.batch} pairs, {given.seeds} seeds\n")
+        print(table(found[system]) + "\n")
+        print(
+            "\n".join(f"{'yes' if holds else 'NO '}  {claim}" for claim, holds in world.claims(found[system]).items())
+        )
     return 0
 
 

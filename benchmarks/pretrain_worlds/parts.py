@@ -1,9 +1,11 @@
 """What the worlds of `benchmarks/pretrain.py` share: a tiny CLIP, scenes at hand, and what is measured of a model."""
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,17 @@ from diptych.core.tokenizer import FastTokenizer
 from diptych.data.pairs import Pair
 from diptych.data.scenes import SceneRecord, Scenes, SceneSpec
 from diptych.data.scenes import words as said
-from diptych.methods.pretrain.parts.objective import PairsLike
+from diptych.data.scenes.spec import BACKGROUNDS
+from diptych.methods.pretrain.parts.objective import Objective, PairsLike
 from diptych.training.run import Trained
 
 SIDE, CONTEXT = 32, 40
+LOOKS = {
+    "filled": "plain",
+    "inverted": "negative",
+    "dark": "dark",
+    "noisy": "grainy",
+}  # of a style
 EASY: dict[str, Any] = {  # scenes of which a tiny model learns the colour and the background in a few hundred steps
     "side": SIDE,
     "shapes": ("circle", "square", "triangle", "cross", "ring", "star"),
@@ -32,17 +41,19 @@ EASY: dict[str, Any] = {  # scenes of which a tiny model learns the colour and t
     "counts": (1,),
     "detail": 1.0,
 }
+STYLED = SceneSpec(**{**EASY, "backgrounds": BACKGROUNDS, "styles": tuple(LOOKS)})  # background, style, then colour
 Values = dict[str, dict[str, list[float]]]  # arm -> what is measured -> a value for each seed
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training. settings: "<system>.<field>" and "recipe.<field>", on top of the world's; model: what it
-    starts from, where that is not the world's."""
+    """One way of training. settings: "<system>.<field>" and "recipe.<field>", on top of the world's. changed: the
+    system with something taken out, for an ablation. model: what it starts from, where that is not the world's."""
 
     system: str
     pairs: PairsLike
     settings: Mapping[str, Any] = field(default_factory=dict)
+    changed: type[Objective] | None = None
     model: Callable[[int], CLIP] | None = None
 
 
@@ -68,7 +79,8 @@ class World:
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 MORE = """a an the and on of in at with is are there here this that one photo picture image drawing you see we look
-shows show has can it stock buy online free clipart wallpaper jpg img by sketch pictured what find , . : ; | - ( )"""
+shows show has can it stock buy online free clipart wallpaper jpg img by sketch pictured
+plain negative dark grainy what find , . : ; | - ( )"""
 
 
 @cache
@@ -111,7 +123,9 @@ def tiny_clip(
     tokenizer = word_tokenizer(more)
     config = {
         "embed_dim": embed,
-        "vision_cfg": {"layers": layers, "width": width, "head_width": width // 2, "patch_size": patch, "image_size": side},
+        "vision_cfg": {
+            "layers": layers, "width": width, "head_width": width // 2, "patch_size": patch, "image_size": side,
+        },
         "text_cfg": {
             "context_length": CONTEXT, "vocab_size": tokenizer.tokenizer.get_vocab_size(), "width": width,
             "heads": 2, "layers": layers,
@@ -155,10 +169,40 @@ def held(scenes: Scenes, texts: Callable[[SceneRecord], tuple[str, ...]], source
     return Held(f"{source} {scenes.seed}", [pair(record) for record in scenes])
 
 
+def say(style: str, colour: str, shape: str, background: str) -> str:
+    return f"a {LOOKS[style]} picture of a {colour} {shape} on {background}"
+
+
 @cache
 def drawn(spec: SceneSpec, count: int, seed: int, role: str = "short") -> Held:
     """`held` with one text by its role."""
     return held(Scenes(spec, count, seed), lambda record: (record.text(role),))
+
+
+def told(record: SceneRecord) -> str:
+    """A caption that says everything."""
+    thing = record.scene.kinds[0]
+    return say(record.scene.style, thing.colour, thing.shape, record.scene.background)
+
+
+@cache
+def styled(count: int, seed: int) -> Held:
+    """Styled scenes with their captions."""
+    return held(Scenes(STYLED, count, seed), lambda record: (told(record),))
+
+
+def accuracies(clip: CLIP, images: Tensor, pairs: Held, template: str = "{}") -> dict[str, float]:
+    """Zero-shot of styled scenes, in percent: images [N, D], each against all 1,152 captions; the nearest one tells.
+
+    (Against the mean of the captions that say a word, a tiny model is right less often: its words are not yet apart.)
+    """
+    every = list(itertools.product(STYLED.styles, STYLED.colours, STYLED.shapes, STYLED.backgrounds))
+    nearest = (images @ sayings(clip, [template.format(say(*words)) for words in every]).T).argmax(1).tolist()
+    right = {
+        aspect: 100 * mean(every[n][place] == pair.extra[aspect] for n, pair in zip(nearest, pairs.items, strict=True))
+        for aspect, place in (("background", 3), ("style", 0), ("colour", 1))
+    }
+    return {"zero-shot": mean(right.values()), **right}
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -206,6 +250,15 @@ def auroc(right: np.ndarray, wrong: np.ndarray) -> float:
     """How often one of the right scores above one of the wrong, ties by half."""
     difference = right[:, None] - wrong[None]
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def above(found: Values, what: str, arm: str, other: str | None, by: float) -> dict[str, bool]:
+    """A claim: an arm's mean is above another's by so much, or (no other) above `by`; {} where one was not measured."""
+    if what not in found.get(arm, {}) or (other is not None and what not in found.get(other, {})):
+        return {}
+    difference = mean(found[arm][what]) - (mean(found[other][what]) if other is not None else 0.0)
+    where = f"{by:+g} of {other}" if other is not None else f"{by:g}"
+    return {f"{what}: {arm} above {where} ({difference:.3g})": difference > by}
 
 
 def zero_shot_on(clip: CLIP, images: Tensor, pairs: Held, spec: SceneSpec) -> dict[str, float]:
