@@ -156,7 +156,7 @@ WORLD = World(
     },
     measure=measure,
     claims=claims,
-    steps=750,
+    steps=1200,
     batch=64,
     settings={"recipe.rate": 2e-3, "recipe.warmup": 40, "recipe.crop": 1.0},
     model=lambda seed: tiny_clip(seed, more=WORDS),
