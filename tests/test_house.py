@@ -134,7 +134,7 @@ def test_importing_takes_no_torch_and_no_time():
     assert min(float(python("-c", program)[1]) for _ in range(3)) < 0.2
 
 
-@pytest.mark.parametrize("verb", ["", "compare", "train", "predict", "export", "systems", "doctor", "cache"])
+@pytest.mark.parametrize("verb", ["", "compare", "train", "rewrite", "predict", "export", "systems", "doctor", "cache"])
 def test_help_takes_no_torch_and_no_time(verb: str):
     program = (
         "import sys; from diptych.cli.main import main\n"

@@ -20,6 +20,7 @@ VERBS = {
     "task": ("diptych.data.task", "make_task"),
     "compare": ("diptych.comparison.run", "compare"),
     "train": ("diptych.training.run", "train"),
+    "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
     "export": ("diptych.core.export", "export"),
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from diptych.core.load import load as load
     from diptych.core.save import save as save
     from diptych.data.pairs import read_pairs as pairs  # noqa: F401
+    from diptych.data.rewrite_store import make_rewrites as rewrite  # noqa: F401
     from diptych.data.task import make_task as task  # noqa: F401
     from diptych.engine.store import cache_clear as cache_clear
     from diptych.engine.store import cache_info as cache_info

@@ -433,6 +433,9 @@ def out_below_a_file(at: Path) -> Words:
 typed("predict with nothing", "required: CLASSIFIER, PICTURE", "predict")
 typed("predict without pictures", "required: PICTURE", "predict", "winner.safetensors")
 typed("classifier not there", "no classifier at", "predict", "winner.safetensors", "cat.png")
+typed("captions that are not there", "nowhere.txt", "rewrite", "nowhere.txt", "--with", "rules", "--out", "s.jsonl")
+typed("a store of another form", r"ends in \.jsonl", "rewrite", "scenes:4", "--with", "rules", "--out", "s.txt")
+typed("a rewriter that is none", "rewrites nothing", "rewrite", "scenes:4", "--with", "gpt", "--out", "s.jsonl")
 typed("exported classifier not there", "no classifier at", "export", "winner.safetensors", "--onnx", "out")
 typed("unknown system", 'no method "zer_shot"; did you mean "zero_shot"', "systems", "zer_shot")
 typed("cache both ways", "not both", "cache", "--size", "--clear")
@@ -526,6 +529,24 @@ def threshold_in_percent(at: Path) -> Words:
 @case("required: --onnx")
 def export_to_nowhere(at: Path) -> Words:
     return ["export", winner(at)]
+
+
+typed(
+    "a form that there is none of", 'no such form; did you mean "onnx"', "export", "mini", "--to", "onx", "--out", "x"
+)
+typed("a form without a place", "required: --onnx DIR, or both", "export", "mini", "--to", "open_clip")
+typed("two ways to say onnx", "give one of them", "export", "mini", "--to", "onnx", "--onnx", "out")
+typed("model not there", "no such file or folder", "export", "./nowhere", "--to", "onnx", "--out", "out")
+
+
+@case("a classifier becomes onnx, not huggingface")
+def a_classifier_as_a_clip(at: Path) -> Words:
+    return ["export", winner(at), "--to", "huggingface", "--out", "out"]
+
+
+@case("cannot become Hugging Face: it was not made by `load`")
+def a_form_that_cannot_be(at: Path) -> Words:
+    return ["export", "mini", "--to", "huggingface", "--out", "out"]
 
 
 @case("holds|not an export|not empty")

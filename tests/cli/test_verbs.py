@@ -125,6 +125,22 @@ def test_systems_come_from_their_files(diptych: Run):
     assert "arXiv" in one and "--set knn.k=1,3,5" in one
 
 
+def test_export_says_what_a_model_can_become(diptych: Run):
+    done = diptych("export", "mini")  # the fake, of which nothing is known
+    assert done.code == 0 and done.out.startswith("colours can become nothing else\nnot open_clip: it was not made")
+    assert all(f"not {name}: " in done.out for name in ("Hugging Face", "ONNX", "diptych"))
+
+
+def test_rewrite_says_what_was_kept_and_what_comes_next(diptych: Run, tmp_path: Path):
+    (tmp_path / "captions.txt").write_text("a large dog near a tree\ntwo cats on a couch\n")
+    done = diptych("rewrite", "captions.txt", "--with", "rules", "--n", "3", "--out", "store.jsonl")
+    assert done.code == 0 and "kept" in done.out and "6 rewrites of 2 captions, 6 of them now" in done.out
+    assert done.out.rstrip().endswith("--set laclip.rewrites=store.jsonl")
+    again = diptych("rewrite", "captions.txt", "--with", "rules", "--n", "3", "--out", "store.jsonl")
+    assert again.code == 0 and "of them now" not in again.out
+    assert len((tmp_path / "store.jsonl").read_text().splitlines()) == 6
+
+
 def test_cache(diptych: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     assert diptych("cache").out.split()[:2] == ["0", "bytes"]

@@ -1,19 +1,13 @@
-"""Banks of descriptors: files, language models, controls."""
+"""Banks of descriptors: files, answers of language models, controls."""
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from diptych.data.descriptions import (
-    Endpoint,
-    LocalModel,
     describe,
-    language_model,
     lookup,
     parse,
     random_words,
@@ -123,96 +117,6 @@ def test_answers_are_kept_and_work_is_taken_up_again(tmp_path: Path) -> None:
     assert again.asked[0].endswith("\n-")
     assert bank["cat"] == ("like a 1", "round") and bank["cow_shed"] == ("like a 1", "round")
     describe(["dog"], Parrot(breaks_at=0), store)
-
-
-class Server(BaseHTTPRequestHandler):
-    """/v1 completes; /talk has only chat; /broken answers nonsense."""
-
-    seen: ClassVar[list[tuple[str, dict[str, Any], str | None]]] = []
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.seen.append((self.path, body, self.headers.get("Authorization")))
-        known = {
-            "/v1/completions": {"choices": [{"text": " whiskers\n- fur"}]},
-            "/talk/chat/completions": {"choices": [{"message": {"content": "Gladly:\n- whiskers\n- fur"}}]},
-            "/broken/completions": {"no": "choices"},
-        }
-        answer = json.dumps(known.get(self.path, {})).encode()
-        self.send_response(200 if self.path in known else 404)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    Server.seen.clear()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_server_is_asked_without_randomness(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIPTYCH_LLM_KEY", "word")
-    model = language_model(f"{address}/v1/", "small")
-    assert isinstance(model, Endpoint)
-    assert parse(model.complete("which features tell a cat?\n-")) == ("whiskers", "fur")
-    path, body, key = Server.seen[0]
-    assert path == "/v1/completions" and key == "Bearer word"
-    assert body == {"prompt": "which features tell a cat?\n-", "temperature": 0, "max_tokens": 100, "model": "small"}
-
-
-def test_a_server_that_only_talks(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DIPTYCH_LLM_KEY", raising=False)
-    assert parse(Endpoint(f"{address}/talk").complete("a cat?\n-")) == ("whiskers", "fur")
-    assert Server.seen[-1][2] is None
-
-
-@pytest.mark.parametrize("path", ["nothing", "broken"])
-def test_a_server_without_an_answer_is_named(address: str, path: str) -> None:
-    with pytest.raises(DiptychError, match=f"/{path} did not answer"):
-        Endpoint(f"{address}/{path}").complete("a cat?")
-
-
-def test_nobody_listens() -> None:
-    with pytest.raises(DiptychError, match="did not answer"):
-        Endpoint("http://127.0.0.1:9/v1").complete("a cat?")
-
-
-def test_a_local_model_completes(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: i for i, word in enumerate(["[END]", "[UNK]", "a", "cat", "has", "fur", "-"])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[END]", unk_token="[UNK]")
-    fast.save_pretrained(tmp_path)
-    config = transformers.GPT2Config(vocab_size=7, n_positions=128, n_embd=8, n_layer=1, n_head=1, eos_token_id=0)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    model = language_model(str(tmp_path))
-    assert isinstance(model, LocalModel)
-    assert model.complete("a cat has") == model.complete("a cat has")
-    assert set(model.complete("a cat has").split()) <= set(vocabulary)
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    with pytest.raises(DiptychError, match="cannot open a language model at"):
-        LocalModel(tmp_path).complete("a cat")
-
-
-def test_what_is_a_language_model(tmp_path: Path) -> None:
-    assert isinstance(language_model("http://x/v1"), Endpoint)
-    assert language_model(str(tmp_path / "bank.json")) is None
-    assert language_model("") is None
-    assert isinstance(language_model("model.gguf"), LocalModel)
 
 
 def test_controls_keep_the_form_and_lose_the_meaning() -> None:

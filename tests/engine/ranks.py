@@ -18,10 +18,8 @@ from diptych.engine.distributed import (
     gather,
     gather_embeddings,
     local_loob,
-    local_multilinear,
-    local_sigmoid,
-    local_softmax,
     of_first,
+    own_rows,
     rank,
     world,
 )
@@ -58,13 +56,20 @@ WHOLE: dict[str, Loss] = {
     "multilinear": lambda m, e: multilinear_contrastive([*e.values()], m.log_scale.exp(), PERMUTATIONS),
     "combinations": lambda m, e: multilinear_contrastive([*e.values()], m.log_scale.exp()),
 }
-LOCAL: dict[str, Loss] = {
-    "softmax": lambda m, e: local_softmax(e["image"], e["text"], m.log_scale.exp()),
-    "sigmoid": lambda m, e: local_sigmoid(e["image"], e["text"], m.log_scale.exp(), m.bias),
-    "loob": lambda m, e: local_loob(e["image"], e["text"], m.log_beta.exp(), m.log_scale.exp()),
-    "multilinear": lambda m, e: local_multilinear([*e.values()], m.log_scale.exp(), PERMUTATIONS),
-    "combinations": lambda m, e: local_multilinear([*e.values()], m.log_scale.exp()),
+LOCAL: dict[str, Loss] = {  # of gathered rows, the part of `own_rows`
+    "softmax": lambda m, e: softmax_contrastive(e["image"], e["text"], m.log_scale.exp(), part=own()),
+    "tiled": lambda m, e: tiled_contrastive(e["image"], e["text"], m.log_scale.exp(), part=own(), tile=3),
+    "sigmoid": lambda m, e: sigmoid_contrastive(
+        e["image"][own()], e["text"], m.log_scale.exp(), m.bias, first=own().start
+    ),
+    "loob": lambda m, e: local_loob(e["image"][own()], e["text"][own()], m.log_beta.exp(), m.log_scale.exp()),
+    "multilinear": lambda m, e: multilinear_contrastive([*e.values()], m.log_scale.exp(), PERMUTATIONS, part=own()),
+    "combinations": lambda m, e: multilinear_contrastive([*e.values()], m.log_scale.exp(), part=own()),
 }
+
+
+def own() -> slice:
+    return own_rows(B // world())
 
 
 def wrong(model: Model, own: dict[str, Tensor]) -> Tensor:
@@ -79,7 +84,9 @@ def measure() -> dict[str, dict[str, list[float]]]:
     torch.manual_seed(0)
     model = Model().double()
     inputs = torch.randn(B, 3, 6, dtype=torch.float64).chunk(world())[rank()]
-    ways: dict[str, Loss] = {f"{name}, local": loss for name, loss in LOCAL.items()}
+    ways: dict[str, Loss] = {}
+    for name, loss in LOCAL.items():
+        ways[f"{name}, local"] = lambda m, e, loss=loss: loss(m, gather_embeddings(e))
     for name, loss in WHOLE.items():
         ways[f"{name}, gathered"] = lambda m, e, loss=loss: loss(m, gather_embeddings(e))
         ways[f"{name}, own gradient"] = lambda m, e, loss=loss: loss(m, gather_embeddings(e, with_gradient=False))

@@ -32,7 +32,7 @@ def test_any_number_of_processes_is_one_big_batch(found: dict[str, Found], size:
 
 
 @pytest.mark.parametrize("size", ["1", "2", "4"])
-@pytest.mark.parametrize("way", ["gathered", "own gradient"])
+@pytest.mark.parametrize("way", ["gathered", "own gradient", "local"])
 def test_the_tiled_loss_is_the_whole_one(found: dict[str, Found], size: str, way: str):
     right = found["1"]["softmax, gathered"]
     assert difference(found[size][f"tiled, {way}"], right, set(right)) < 1e-9

@@ -128,7 +128,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ready(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`export` takes the graph of `exported`, whatever it is asked for: what it does with one is soon seen."""
-    monkeypatch.setattr(module, "write_onnx", lambda *given: shutil.copy(exported / "model.onnx", given[-1]))
+    monkeypatch.setattr(module, "write_onnx", lambda *given, **_: shutil.copy(exported / "model.onnx", given[-1]))
 
 
 @pytest.mark.parametrize("kind", heads(4))
@@ -358,7 +358,7 @@ def test_another_base_model_and_a_damaged_file(tmp_path: Path) -> None:
 
 def test_the_extra_is_named_when_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = colour_clip()
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DiptychError, match=r"diptych\[onnx\]"):
         export(colours(clip), tmp_path / "out", clip=clip)
 

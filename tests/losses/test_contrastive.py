@@ -4,7 +4,13 @@ import pytest
 import torch
 from naive import cross_entropy, matrix, one_hot, turned, unit
 
-from diptych.losses.contrastive import positives_of, sigmoid_contrastive, softmax_contrastive, softmax_rows
+from diptych.losses.contrastive import (
+    groups_of,
+    positives_of,
+    sigmoid_contrastive,
+    softmax_contrastive,
+    softmax_rows,
+)
 
 B, D = 6, 5
 A, T = unit(B, D, seed=1), unit(B, D, seed=2)
@@ -54,6 +60,83 @@ def test_repeated_ids_share_the_mass_and_unique_ones_are_the_diagonal():
     assert torch.equal(positives_of(torch.tensor([5, 9, 7])), torch.eye(3))
     found = softmax_contrastive(A, T, 4.0, targets=positives_of(torch.arange(B)).double())
     assert found.item() == pytest.approx(softmax_contrastive(A, T, 4.0).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
+def test_pairs_of_one_id_belong_together(weights):
+    """Against the loop with a third of the mass on each of three."""
+    found = softmax_contrastive(A, T, 7.0, ids=IDS, weights=weights)
+    targets = torch.tensor([[float(i == j) / IDS.tolist().count(i) for j in IDS] for i in IDS.tolist()]).double()
+    assert found.item() == pytest.approx(naive(A, T, 7.0, targets, weights), abs=1e-7)  # a third in float32
+    inputs = [A.clone().requires_grad_(), T.clone().requires_grad_(), torch.tensor(5.0).double().requires_grad_()]
+    assert torch.autograd.gradcheck(lambda a, b, s: softmax_contrastive(a, b, s, ids=IDS, weights=weights), inputs)
+    yes = IDS[:, None] == IDS
+    expected = sigmoid_contrastive(A, T, 6.0, -1.5, positives=yes)
+    assert sigmoid_contrastive(A, T, 6.0, -1.5, ids=IDS).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_equal_rows_share_what_they_are_given_anyway():
+    """The gradient of the images and of the text itself, of which several rows are copies."""
+    found = []
+    for ids in (IDS, None):
+        images, texts = A.clone().requires_grad_(), T[:4].clone().requires_grad_()
+        loss = softmax_contrastive(images, texts[IDS], 7.0, ids=ids)
+        loss.backward()
+        found.append((loss.detach(), images.grad, texts.grad))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ids", [None, IDS], ids=["diagonal", "ids"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
+def test_parts_of_the_batch_make_up_the_loss_and_its_gradients(ids, weights):
+    inputs = [[A.clone().requires_grad_(), T.clone().requires_grad_(), torch.tensor(7.0).double().requires_grad_()]
+              for _ in range(2)]  # fmt: skip
+    whole = softmax_contrastive(*inputs[0], ids=ids, weights=weights)
+    parts = [softmax_contrastive(*inputs[1], ids=ids, weights=weights, part=slice(i, i + 2)) for i in range(0, B, 2)]
+    mean = torch.stack(parts).mean()
+    assert mean.item() == pytest.approx(whole.item(), abs=1e-12)
+    whole.backward()
+    mean.backward()
+    for one, two in zip(*inputs, strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=0, atol=1e-12)
+    yes = [sigmoid_contrastive(A[i : i + 3], T, 6.0, -1.5, first=i, ids=ids) for i in (0, 3)]
+    expected = sigmoid_contrastive(A, T, 6.0, -1.5, ids=ids)
+    assert torch.stack(yes).mean().item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_a_part_makes_no_matrix_of_the_whole_batch():
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                largest = max(largest, found.numel())
+            return found
+
+    a, b = (unit(64, D, seed=s).requires_grad_() for s in (1, 2))
+    with Watch():
+        softmax_contrastive(a, b, 10.0, ids=torch.arange(64) // 2, part=slice(8, 16)).backward()
+        sigmoid_contrastive(a[8:16], b, 10.0, -1.0, ids=torch.arange(64) // 2, first=8).backward()
+    assert largest == 8 * 64
+
+
+def test_groups_are_what_any_key_joins_directly_or_through_others():
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(50):
+        keys = [torch.randint(0, 9, (10,), generator=generator) for _ in range(2)]
+        groups = list(range(10))
+        for _ in range(10):  # the plainest way: join until nothing changes
+            for i in range(10):
+                for j in range(10):
+                    if any(key[i] == key[j] for key in keys):
+                        groups[i] = groups[j] = min(groups[i], groups[j])
+        found = groups_of(*keys)
+        assert (list(range(10)) if found is None else found.tolist()) == groups
+    assert groups_of(torch.tensor([4, 2, 9]), torch.tensor([-1, 8, 7])) is None
+    assert groups_of(torch.tensor([4, 2, 9]), torch.tensor([7, 8, 7])).tolist() == [0, 1, 0]  # type: ignore[union-attr]
 
 
 def test_parts_of_the_rows_make_up_the_whole():

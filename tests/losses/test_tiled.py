@@ -9,6 +9,7 @@ from diptych.losses.contrastive import positives_of, sigmoid_contrastive, softma
 from diptych.losses.tiled import tiled_contrastive, tiled_logsumexp, tiled_row_logsumexp, tiled_sigmoid
 
 B, D = 11, 6
+IDS = torch.tensor([4, 1, 4, 0, 2, 1, 4, 3, 9, 0, 5])
 WEIGHTS = torch.rand(B, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -40,10 +41,9 @@ def test_value_and_gradients_are_those_of_the_whole_matrix(tile, weights):
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
 def test_ids_that_repeat_share_the_mass(weights):
-    ids = torch.tensor([4, 1, 4, 0, 2, 1, 4, 3, 9, 0, 5])
     found, expected = inputs(), inputs()
-    loss = tiled_contrastive(*found, weights=weights, ids=ids, tile=4)
-    whole = softmax_contrastive(*expected, weights=weights, targets=positives_of(ids).double())
+    loss = tiled_contrastive(*found, weights=weights, ids=IDS, tile=4)
+    whole = softmax_contrastive(*expected, weights=weights, targets=positives_of(IDS).double())
     loss.backward()
     whole.backward()
     assert loss.item() == pytest.approx(whole.item(), abs=1e-7)  # a third is one in float32
@@ -51,13 +51,27 @@ def test_ids_that_repeat_share_the_mass(weights):
         torch.testing.assert_close(mine.grad, right.grad, atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("ids", [None, IDS], ids=["diagonal", "ids"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
+def test_a_part_of_the_batch_in_tiles(ids, weights):
+    found, expected = inputs(), inputs()
+    loss = tiled_contrastive(*found, weights=weights, ids=ids, part=slice(3, 8), tile=4)
+    whole = softmax_contrastive(*expected, weights=weights, ids=ids, part=slice(3, 8))
+    loss.backward()
+    whole.backward()
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-12)
+    for mine, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.grad, right.grad, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("tile", [1, 4, 100])
+@pytest.mark.parametrize("ids", [None, IDS], ids=["diagonal", "ids"])
 @pytest.mark.parametrize("part", [slice(None), slice(3, 8)], ids=["whole", "part"])
-def test_the_sigmoid_loss_in_tiles(tile, part):
+def test_the_sigmoid_loss_in_tiles(tile, part, ids):
     found, expected = [[*inputs(), torch.tensor(-2.0).double().requires_grad_()] for _ in range(2)]
     first = part.start or 0
-    loss = tiled_sigmoid(found[0][part], *found[1:], first=first, tile=tile)
-    whole = sigmoid_contrastive(expected[0][part], *expected[1:], first=first)
+    loss = tiled_sigmoid(found[0][part], *found[1:], first=first, tile=tile, ids=ids)
+    whole = sigmoid_contrastive(expected[0][part], *expected[1:], first=first, ids=ids)
     (3 * loss).backward()
     (3 * whole).backward()
     assert loss.item() == pytest.approx(whole.item(), abs=1e-12)

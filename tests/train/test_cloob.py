@@ -1,6 +1,7 @@
 """cloob: the loss against a loop, who queries whom, no saturation, and more of the features than clip keeps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,32 @@ def test_retrieval_at_its_limits():
     assert float((retrieve(rows, rows, 200.0) - rows).abs().max()) < 1e-3
     order = torch.randperm(9)
     assert torch.allclose(retrieve(rows[order], rows[order], 8.0), retrieve(rows, rows, 8.0)[order], atol=1e-6)
+
+
+def test_rows_that_are_alike_come_back_more_alike():
+    """A small difference comes back times beta and the covariance of the rows: why a fresh tower can stand still."""
+    rng = torch.Generator().manual_seed(2)
+    spread = torch.tensor([0.0, 0.1, 0.05, 0.02])
+    rows = F.normalize(
+        torch.tensor([1.0, 0, 0, 0]) + spread * torch.randn(400, 4, generator=rng, dtype=torch.float64), dim=1
+    )
+    mean, apart = rows.mean(0), rows - rows.mean(0)
+    found = retrieve(rows, rows, 8.0)
+    gain = [float((found[:, d] @ apart[:, d]) / apart[:, d].square().sum()) for d in (1, 2, 3)]
+    expected = 8 * apart.square().mean(0)[1:] / mean.norm()
+    assert gain == pytest.approx(expected.tolist(), rel=0.15)
+    assert gain[2] < 0.01
+
+
+def test_it_may_start_by_clips_loss(clip: CLIP):
+    made = dict(zip(("image", "text"), torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0)), strict=True))
+    late, usual = Cloob(Config(start=3)), Cloob()
+    late.prepare(clip, Tiles(1), 0)
+    x, y = (F.normalize(made[name], dim=1) for name in ("image", "text"))
+    first = late.loss(made, clip, replace(batch(7), step=2))
+    torch.testing.assert_close(first["contrastive"], softmax_contrastive(x, y, 30.0))
+    assert set(first) == {"contrastive"}
+    assert late.loss(made, clip, replace(batch(7), step=3)) == usual.loss(made, clip, batch(7))
 
 
 def test_the_temperature_stays_where_it_is_set():

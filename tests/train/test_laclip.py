@@ -1,11 +1,15 @@
 """laclip: how texts are drawn, and that prompts in other words are understood."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pytest
 from train_world import Scene, World, make_clip, scene_accuracy, train
 
 from diptych.data.rewrites import Rewritten, by_rules
+from diptych.errors import DiptychError
 from diptych.methods.pretrain.clip import Clip
 from diptych.methods.pretrain.laclip import LaClip
 
@@ -24,6 +28,25 @@ def test_each_text_is_as_likely_and_short_rewrites_are_never_read():
 def test_a_pair_with_one_text_is_clips():
     pair = World(1)[0]
     assert LaClip().words(pair, np.random.default_rng(0)) == {"text": pair.texts[0]}
+
+
+def test_a_store_takes_the_place_of_a_pairs_other_texts(tmp_path: Path):
+    """By the first text, evenly; a caption without rewrites keeps its own; a store of other captions is refused."""
+    store = tmp_path / "rewrites.json"
+    store.write_text(json.dumps({TEXTS[0]: ["said anew", "said again", "x"]}))
+    config = LaClip.Config(rewrites=str(store))
+    known, other = World(1, texts=lambda scene: TEXTS), World(1, texts=lambda scene: ("unknown caption", "its own"))
+    objective = LaClip(config)
+    rows = [objective.words(known[0], np.random.default_rng([7, epoch]))["text"] for epoch in range(4000)]
+    counts = Counter(rows)
+    assert set(counts) == {TEXTS[0], "said anew", "said again"}
+    assert abs(counts["said anew"] - 1000) < 3 * (4000 * 0.25 * 0.75) ** 0.5
+    assert {objective.words(other[0], np.random.default_rng(i))["text"] for i in range(20)} == set(other[0].texts)
+    objective.prepare(make_clip(), known, 0)
+    with pytest.raises(DiptychError, match="other captions than those of drawings"):
+        objective.prepare(make_clip(), other, 0)
+    with pytest.raises(DiptychError, match=r"nowhere\.json"):
+        LaClip(LaClip.Config(rewrites="nowhere.json"))
 
 
 def fixed(scene: Scene) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ diptych compare                              the first table, on built-in drawin
 diptych compare ./photos                     photos/<class>/*.jpg: every method that fits, one table, the winner
 diptych predict winner.safetensors new/      what the winner says about other pictures
 diptych train clip --data ./pairs            a CLIP of your own, from pictures with texts"""
+CONTINUED = ("compare", "train", "rewrite")
 MISTAKE, BUG, STOPPED, PIPE = 2, 1, 130, 141  # exit codes
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        again = "; the same command continues where it was" if words[:1] in (["compare"], ["train"]) else ""
+        again = "; the same command continues where it was" if {*words[:1]} & {*CONTINUED} else ""
         return say(f"stopped{again}", STOPPED)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends

@@ -26,6 +26,14 @@ class RunFolder:
 
     def open(self) -> None:
         """Start a run or continue the same one. Raises DiptychError naming what differs."""
+        self.refuse_others()
+        about = self.path / "run.json"
+        if not about.exists():
+            with atomic(about) as temporary:
+                temporary.write_text(json.dumps(self.identity, indent=1))
+
+    def refuse_others(self) -> None:
+        """Raise DiptychError where the folder holds something else; write nothing."""
         about = self.path / "run.json"
         if about.exists():
             try:
@@ -42,9 +50,6 @@ class RunFolder:
                 )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise DiptychError(f"{self.path} exists and is not a run of diptych; choose another --out")
-        else:
-            with atomic(about) as temporary:
-                temporary.write_text(json.dumps(self.identity, indent=1))
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """The row of a finished cell; None where it is still to be done."""

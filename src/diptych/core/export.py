@@ -5,13 +5,12 @@ written is then run beside the classifier; where they differ, nothing is left be
 """
 
 import copy
-import importlib.util
 import json
 import runpy
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,16 +20,19 @@ from torch.nn import functional as F
 
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
+from diptych.core.forms import NAMES, refusal
 from diptych.core.heads import Cache, Gaussian, Head, Linear, Neighbours, TextRows
-from diptych.core.preprocess import Preprocess
+from diptych.core.onnx_graph import SINGLE_FILE, need_onnx, write_onnx
 from diptych.core.tower import Tower
-from diptych.errors import DiptychError, Unsupported, missing_extra
+from diptych.errors import DiptychError, Unsupported
 from diptych.files import atomic_folder
+
+if TYPE_CHECKING:
+    from diptych.core.convert import Conversion
 
 TOLERANCE = 1e-4
 SCRIPT = Path(__file__).with_name("standalone.py")
 FORMAT = "diptych export 1"
-SINGLE_FILE = 1 << 30  # bytes of weights; ONNX files end at 2 GB, so that larger models put theirs beside the graph
 FILES = ("README.md", "labels.json", "model.onnx", "model.onnx.data", "predict.py", "preprocessing.json")
 OUTPUTS = ("probabilities", "embedding")
 
@@ -81,18 +83,35 @@ class ExportReport:
 
 
 def export(
-    classifier: Classifier | str | Path,
+    model_or_classifier: Classifier | CLIP | str | Path,
     folder: str | Path,
     *,
+    to: str = "onnx",
     clip: CLIP | None = None,
     model: str | None = None,
-) -> ExportReport:
-    """Write model.onnx, labels.json, preprocessing.json, predict.py and README.md into `folder`, and check them.
+) -> "ExportReport | Conversion":
+    """Write a CLIP or a classifier in another form into `folder`, and check it against what it was made from.
 
-    clip: the base model, or `model`, what `load` opens; by default what the classifier names. An earlier export in
-    `folder` is replaced as a whole. Raises DiptychError for another base model, a folder that holds anything else,
-    a missing package, and results that differ by more than 1e-4; nothing is left behind then.
+    A CLIP, or what `load` opens, becomes `to`: "open_clip", "huggingface", "onnx" or "diptych" (`core.convert`). A
+    classifier, or its file, becomes "onnx": model.onnx, labels.json, preprocessing.json, predict.py and README.md.
+    clip: its base model, or `model`, what `load` opens; by default what it names. An earlier export in `folder`
+    is replaced as a whole. Raises Unsupported for a form that cannot be, DiptychError for another base model, a folder
+    that holds anything else, a missing package, and results that differ; nothing is left behind then.
     """
+    given = model_or_classifier
+    if isinstance(given, CLIP) or not (isinstance(given, Classifier) or Path(given).is_file()):
+        from diptych.core.convert import convert
+        from diptych.core.load import load
+
+        return convert(given if isinstance(given, CLIP) else load(str(given), "cpu"), folder, to)
+    if to != "onnx":
+        raise Unsupported(f"a classifier becomes onnx, not {to}: its head is no part of a CLIP")
+    return export_classifier(given, folder, clip=clip, model=model)
+
+
+def export_classifier(
+    classifier: Classifier | str | Path, folder: str | Path, *, clip: CLIP | None, model: str | None
+) -> ExportReport:
     need_onnx()
     if not isinstance(classifier, Classifier):
         classifier = Classifier.load(classifier)
@@ -103,7 +122,9 @@ def export(
         base = copy.deepcopy(base).cpu()
     with atomic_folder(place) as temporary:
         program = Exported(classifier, base).eval()
-        write_onnx(program, base.preprocess, temporary / "model.onnx")
+        pixels = torch.zeros(2, 3, base.preprocess.size, base.preprocess.size)
+        path, what = temporary / "model.onnx", base.image.kind
+        write_onnx(program, "pixels", pixels, OUTPUTS, path, what=what, single_file=SINGLE_FILE)
         labels = {
             "format": FORMAT,
             "system": classifier.system,
@@ -189,35 +210,6 @@ def logits_of(head: Head, x: Tensor) -> Tensor:
     return head.logits(x)
 
 
-def write_onnx(program: Exported, preprocess: Preprocess, path: Path) -> None:
-    """Trace with any batch size, name inputs and outputs, and drop what tells of this machine."""
-    pixels = torch.zeros(2, 3, preprocess.size, preprocess.size)
-    weights = sum(t.nbytes for t in (*program.parameters(), *program.buffers()))
-    try:
-        with warnings.catch_warnings(action="ignore"), torch.no_grad():
-            # A named Dim refuses a graph that would be right for some batch sizes alone. strict: the size stays open
-            # where a tower asks for len(tensor), which plain tracing would fix.
-            shapes = {"pixels": {0: torch.export.Dim("batch")}}
-            traced = torch.export.export(program, (pixels,), dynamic_shapes=shapes, strict=True)
-            onnx = torch.onnx.export(traced, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    except Exception as error:  # tracing runs foreign towers and raises anything at all
-        first = str(error).strip().split("\n")[0]
-        raise DiptychError(
-            f"torch cannot write {program.tower.kind} as ONNX: {type(error).__name__} {first}"
-        ) from error
-    assert onnx is not None
-    graph = onnx.model.graph
-    values = [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]
-    for value in values:
-        if value.name in ("pixels", *OUTPUTS):  # torch names inner values after their operation: "embedding" is one
-            value.name = f"inner_{value.name}"
-    for value, name in zip(graph.outputs, OUTPUTS, strict=True):
-        value.name = name
-    for node in graph:
-        node.metadata_props.clear()  # stack traces with paths of this machine
-    onnx.save(path, external_data=weights > SINGLE_FILE)
-
-
 def check_place(place: Path) -> None:
     """Raise unless `place` is new, empty, or holds an earlier export and nothing else."""
     if not place.exists():
@@ -235,12 +227,6 @@ def check_place(place: Path) -> None:
             f"{place} holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}: "
             "give a new folder, an empty one, or one with an earlier export alone"
         )
-
-
-def need_onnx() -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise missing_extra(package, "onnx", "export")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -295,22 +281,17 @@ def made_up_pictures() -> Iterator[Image.Image]:
 
 def forms(classifier: Classifier, clip: CLIP) -> tuple[dict[str, str], dict[str, str]]:
     """What the classifier can become, and how; what it cannot, and why."""
-    from diptych.core.save import merged as merged_tensors
-    from diptych.core.save import refuse_open_clip
-
     can, cannot = {"ONNX": "model.onnx, which onnxruntime and its kin run anywhere"}, {}
     head = type(classifier.head).__name__
     if isinstance(as_matrix(classifier.head), Linear):
         can["one matrix"] = f"its {head} head is one weight and bias on the unit embedding"
     else:
         cannot["one matrix"] = f"its {head} head compares with stored pictures"
-    try:
-        base, _ = merged_tensors(classifier.clip(clip))
-        if base.origin is None:
-            raise Unsupported(f"what {base.name} was built from is not known")
-        refuse_open_clip(base, base.origin)
-        can["open_clip"] = 'its towers, edits merged: diptych.save(classifier.clip(clip), folder, layout="open_clip")'
-    except Unsupported as error:
-        cannot["open_clip"] = str(error)
-    cannot["Hugging Face"] = "diptych reads CLIP folders of transformers but writes none"
+    edited = classifier.clip(clip)
+    for form in ("open_clip", "huggingface"):
+        if reason := refusal(edited, form):
+            cannot[NAMES[form]] = reason
+        else:
+            call = f'diptych.export(classifier.clip(clip), folder, to="{form}")'
+            can[NAMES[form]] = f"its towers, edits merged: {call}"
     return can, cannot

@@ -252,6 +252,7 @@ def load_huggingface(folder: Path) -> CLIP:
 def load_ours(folder: Path) -> CLIP:
     """A folder written by `diptych.save(clip, folder, layout="diptych")`."""
     from safetensors.torch import load_file
+    from torch import nn
 
     from diptych.core.build import build_open_clip, clip_of_huggingface, clip_of_open_clip, copy_weights
     from diptych.core.preprocess import Preprocess
@@ -283,6 +284,8 @@ def load_ours(folder: Path) -> CLIP:
             clip = clip_of_huggingface(model, tokenizer, preprocess, name=name, source=place)
     with reading(folder / OUR_WEIGHTS, name):
         tensors = load_file(folder / OUR_WEIGHTS)
+    if "logit_bias" in tensors and clip.logit_bias is None:  # of a training; the source library has none
+        clip.logit_bias = nn.Parameter(tensors["logit_bias"], requires_grad=False)
     copy_weights(clip, tensors, str(folder / OUR_WEIGHTS))
     return clip
 

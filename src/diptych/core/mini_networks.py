@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.core.recompute import run_stage
 from diptych.core.tower import Prompts, Tap, Tokens, TowerOutput
 from diptych.core.towers.blocks import StagedTower
 
@@ -83,6 +84,9 @@ class EfficientNetLite0(StagedTower):
         self.head = head
         self.embed_dim = embed_dim
 
+    def parts(self) -> list[nn.Module]:
+        return list(self.stages)
+
     def forward(
         self, inputs: Tensor | Tokens, *, prompts: Prompts = (), taps: Sequence[Tap] = (), tokens: bool = False
     ) -> TowerOutput:
@@ -92,7 +96,7 @@ class EfficientNetLite0(StagedTower):
         pixels = inputs.contiguous(memory_format=torch.channels_last)  # type: ignore[attr-defined]
         hidden = F.relu6(self.stem(pixels), inplace=True)
         for i, stage in enumerate(self.stages):
-            hidden = stage(hidden)
+            hidden = run_stage(stage, hidden, self.checkpoint)
             if Tap(i) in taps:
                 taken[Tap(i)] = hidden
         hidden = F.relu6(self.last(hidden), inplace=True)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -72,24 +73,53 @@ class Preprocess:
         -> [3, size, size] float32. The recipe of CoOp, Tip-Adapter and GDA; pretraining does not flip, since texts
         speak of left and right.
         """
-        width, height = image.size
-        for _ in range(10):
-            area = width * height * rng.uniform(*scale)
-            aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-            w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
-            if 0 < w <= width and 0 < h <= height:
-                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-                break
-        else:
-            w = h = min(width, height)
-            left, top = (width - w) // 2, (height - h) // 2
-        box = (left, top, left + w, top + h)
+        box = random_box(image.size, rng, scale)
         crop = image.resize((self.size, self.size), RESAMPLING[self.interpolation], box=box)
         if flip and rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self.tensor(crop)
 
+    def resized(self, image: Image.Image, box: tuple[int, int, int, int]) -> Tensor:
+        """A crop at the tower's size, [3, size, size] uint8.
+
+        By torch, several times as fast as Pillow and within 1/255 of it: Pillow's weights in 16 bits.
+        """
+        left, top, right, bottom = box
+        if self.interpolation not in ("bicubic", "bilinear"):
+            return bytes_of(image.crop(box).resize((self.size, self.size), RESAMPLING[self.interpolation]))
+        crop = bytes_of(image)[None, :, top:bottom, left:right]
+        return F.interpolate(crop, (self.size, self.size), mode=self.interpolation, antialias=True)[0]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """[..., 3, H, W] uint8 -> float32, as the tower reads them."""
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        values = pixels.numpy().astype(np.float32, order="C")
+        values /= 255
+        values -= mean
+        values /= std
+        return torch.from_numpy(values)
+
     def tensor(self, image: Image.Image) -> Tensor:
-        array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-        array = (array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        return self.normalise(bytes_of(image))
+
+
+def bytes_of(image: Image.Image) -> Tensor:
+    """A picture as [3, H, W] uint8."""
+    return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
+
+
+def random_box(
+    size: tuple[int, int], rng: np.random.Generator, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a crop: its share of the area in `scale`, its aspect 3/4..4/3."""
+    width, height = size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = h = min(width, height)
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

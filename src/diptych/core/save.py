@@ -1,8 +1,9 @@
-"""Writing a CLIP to a folder: in open_clip's layout, so that open_clip reads it, or in our own."""
+"""Writing a CLIP to a folder: in open_clip's layout, in Hugging Face's, or in our own."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -10,37 +11,53 @@ from typing import Any, Literal
 from torch import Tensor
 
 from diptych.core.clip import CLIP, EditedCLIP
+from diptych.core.forms import refuse
+from diptych.core.huggingface_layout import (
+    HF_VIT,
+    open_clip_config,
+    open_clip_tensors,
+    transformers_tokenizer,
+    write_huggingface,
+)
 from diptych.core.load import FORMAT, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, OUR_WEIGHTS, OURS
 from diptych.core.tokenizer import FastTokenizer
-from diptych.errors import DiptychError, Unsupported
+from diptych.errors import DiptychError, Unsupported, nearest
 from diptych.files import atomic_folder
 
-MARKS = (OURS, OPEN_CLIP_CONFIG)  # a folder with one of these is a model, and may be overwritten by one
+Layout = Literal["open_clip", "huggingface", "diptych"]
+LAYOUTS = ("open_clip", "huggingface", "diptych")
+MARKS = (OURS, OPEN_CLIP_CONFIG, "preprocessor_config.json")  # a folder with one of these is a model: may be replaced
 
 
-def save(clip: CLIP, folder: str | Path, layout: Literal["open_clip", "diptych"] = "open_clip") -> Path:
-    """Write a CLIP as a folder that `diptych.load` (and, in its layout, open_clip) opens again.
+def save(clip: CLIP, folder: str | Path, layout: Layout = "open_clip") -> Path:
+    """Write a CLIP as a folder that `diptych.load` (and, in their layouts, open_clip and transformers) opens again.
 
-    Edits that change weights are merged in. Raises Unsupported for what a layout cannot hold, DiptychError for a
-    place that cannot be written or holds something else; nothing half-written is left behind.
+    Edits that change weights are merged in. `diptych.export` writes the same and checks it against the library. Raises
+    Unsupported for what a layout cannot hold (`core.forms`), DiptychError for a place that cannot be written or holds
+    something else; nothing half-written is left behind.
     """
-    if layout not in ("open_clip", "diptych"):
-        raise DiptychError(f'no layout is called "{layout}"; valid: open_clip, diptych')
+    if layout not in LAYOUTS:
+        raise DiptychError(f'no layout is called "{layout}"{nearest(layout, LAYOUTS)}')
+    refuse(clip, layout)
+    with new_folder(Path(folder)) as place:
+        write(clip, place, layout)
+    return Path(folder)
+
+
+def write(clip: CLIP, place: Path, layout: Layout) -> None:
+    """The files of a layout, which the CLIP is known to fit."""
     base, tensors = merged(clip)
     origin = base.origin
-    if origin is None:
-        raise Unsupported(f"{clip.name} was not made by `load`: what it was built from is not known")
+    assert origin is not None
     if layout == "open_clip":
-        refuse_open_clip(base, origin)
-    with new_folder(Path(folder)) as place:
-        if layout == "open_clip":
-            write_open_clip(base, origin, tensors, place)
-        else:
-            about = {"format": FORMAT, "name": base.name, "origin": origin, "preprocess": asdict(base.preprocess)}
-            (place / OURS).write_text(json.dumps(about, indent=2))
-            base.tokenizer.save(place)
-            write_tensors(tensors, place / OUR_WEIGHTS)
-    return Path(folder)
+        write_open_clip(base, origin, tensors, place)
+    elif layout == "huggingface":
+        write_huggingface(base, tensors, place)
+    else:
+        about = {"format": FORMAT, "name": base.name, "origin": origin, "preprocess": asdict(base.preprocess)}
+        (place / OURS).write_text(json.dumps(about, indent=2))
+        base.tokenizer.save(place)
+        write_tensors(tensors, place / OUR_WEIGHTS)
 
 
 def merged(clip: CLIP) -> tuple[CLIP, dict[str, Tensor]]:
@@ -57,19 +74,6 @@ def merged(clip: CLIP) -> tuple[CLIP, dict[str, Tensor]]:
     return base, tensors
 
 
-def refuse_open_clip(clip: CLIP, origin: dict[str, Any]) -> None:
-    """Raise for what open_clip's layout cannot hold."""
-    if origin["library"] == "mini":
-        raise Unsupported(
-            "open_clip has no model like mini (a classifier's logits and a sentence encoder, joined in closed form), "
-            'so it cannot be written in its layout; use layout="diptych"'
-        )
-    if origin["library"] != "open_clip":
-        raise Unsupported(f'{clip.name} is a CLIP of {origin["library"]}; use layout="diptych"')
-    if "multimodal_cfg" in origin["model_cfg"]:
-        raise Unsupported(f'{clip.name} is a CoCa, whose decoder is no part of a CLIP; use layout="diptych"')
-
-
 def write_open_clip(clip: CLIP, origin: dict[str, Any], tensors: dict[str, Tensor], place: Path) -> None:
     look = clip.preprocess
     preprocess = {
@@ -81,11 +85,22 @@ def write_open_clip(clip: CLIP, origin: dict[str, Any], tensors: dict[str, Tenso
         "resize_mode": look.resize,
         "fill_color": look.fill,
     }
-    config = {"model_cfg": origin["model_cfg"], "preprocess_cfg": preprocess}
-    (place / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2))
-    write_tensors(open_clip_names(clip, origin, tensors), place / OPEN_CLIP_WEIGHTS[0])
+    if clip.image.kind == HF_VIT:
+        model, bias = open_clip_config(origin["config"]), tensors.get("logit_bias")
+        tensors = open_clip_tensors(tensors, (clip.image.depth, clip.text.depth))
+        if bias is not None:
+            model["init_logit_bias"], tensors["logit_bias"] = float(bias), bias
+    else:
+        model, tensors = deepcopy(origin["model_cfg"]), open_clip_names(clip, origin, tensors)
     if isinstance(clip.tokenizer, FastTokenizer):
-        save_for_transformers(clip.tokenizer, place)
+        text = model["text_cfg"]
+        text.setdefault("hf_tokenizer_name", clip.name)  # open_clip reads the files in the folder, whatever it says
+        if clip.tokenizer.clean not in ("", "whitespace"):
+            text.setdefault("tokenizer_kwargs", {})["clean"] = clip.tokenizer.clean
+        transformers_tokenizer(clip.tokenizer, cleaning=False).save_pretrained(place)
+    config = {"model_cfg": model, "preprocess_cfg": preprocess}
+    (place / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2))
+    write_tensors(tensors, place / OPEN_CLIP_WEIGHTS[0])
 
 
 def open_clip_names(clip: CLIP, origin: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,26 +130,12 @@ def open_clip_names(clip: CLIP, origin: dict[str, Any], tensors: dict[str, Tenso
     return found
 
 
-def save_for_transformers(tokenizer: FastTokenizer, place: Path) -> None:
-    """The tokenizer as the files that open_clip reads through transformers."""
-    import transformers
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.tokenizer.to_str())
-    backend.no_truncation()
-    special = {"pad_token": backend.id_to_token(tokenizer.pad_id)}
-    if tokenizer.end_id >= 0:
-        special["eos_token"] = backend.id_to_token(tokenizer.end_id)
-    if tokenizer.drop_id is not None:
-        special["sep_token"] = backend.id_to_token(tokenizer.drop_id)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(place)
-
-
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     # tied tensors are written once each: safetensors holds no shared memory
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, path)
+    parts = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    save_file(parts, path, metadata={"format": "pt"})  # without which transformers refuses the file
 
 
 @contextmanager

@@ -106,6 +106,7 @@ class Tower(nn.Module):
     transformer: whether blocks pass tokens (prompts, attention taps and LoRA need it).
     causal: a text tower in which a token never sees later ones, so texts run at their own length.
     context_length: the longest text in tokens; pads_to: texts must be padded to this length (0: no need).
+    checkpoint: activations inside a block or stage are not kept, the backward pass computes them again.
     """
 
     modality: str
@@ -114,6 +115,7 @@ class Tower(nn.Module):
     causal: bool = False
     context_length: int = 0
     pads_to: int = 0
+    checkpoint: bool = False
     embed_dim: int
     width: int
     depth: int
@@ -131,6 +133,14 @@ class Tower(nn.Module):
     def projections(self) -> list[Projection]:
         """The query, key, value and out maps of every attention block, in order; empty for a ConvNet."""
         return []
+
+    def parts(self) -> list[nn.Module]:
+        """The modules of the blocks or stages, in order; empty for a tower that runs as a whole."""
+        return []
+
+    def set_checkpoint(self, on: bool = True) -> None:
+        """Gradient checkpointing: equal gradients from fewer kept activations. Raises Unsupported without blocks."""
+        raise self.refuse("gradient checkpointing")
 
     def refuse(self, what: str) -> Unsupported:
         """The error for a request that this kind of backbone cannot have."""

@@ -6,24 +6,17 @@ match whatever their case, spaces and underscores. The built-in bank is written 
 
 import hashlib
 import json
-import os
 import random
-import urllib.error
-import urllib.request
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
 
-from diptych.errors import DiptychError, missing_extra
+from diptych.data.language_model import LanguageModel
+from diptych.errors import DiptychError
 from diptych.files import atomic
 from diptych.paths import cache_dir
 
 Bank = dict[str, tuple[str, ...]]
 BUILT_IN = Path(__file__).with_suffix(".json")
-LENGTH = 100  # tokens a language model may answer with
 
 # Two worked examples and an open question, as the paper asks (arXiv 2210.07183, section 2); the words are ours.
 PROMPT = """\
@@ -84,14 +77,6 @@ def lookup(bank: Bank, names: Iterable[str]) -> Bank:
     return {name: by_key[key(name)] for name in names if key(name) in by_key}
 
 
-class LanguageModel(Protocol):
-    """All that is asked of a language model."""
-
-    def complete(self, prompt: str) -> str:
-        """The text that follows the prompt; the same for the same prompt."""
-        ...
-
-
 def parse(completion: str) -> tuple[str, ...]:
     """The bullets "- ..." of an answer; the first may have been opened by the prompt. What follows a new Q: is cut."""
     answer = completion.split("Q:")[0]
@@ -113,109 +98,6 @@ def describe(
         if progress:
             progress(done + 1, len(names))
     return {name: bank[name] for name in names}
-
-
-@dataclass(frozen=True)
-class LocalModel:
-    """A causal language model of a folder (transformers layout) or a .gguf file; nothing is downloaded.
-
-    temperature, top_p: of sampling, seeded by the prompt; 0 is greedy. length: tokens of an answer at most.
-    """
-
-    path: Path
-    temperature: float = 0.0
-    top_p: float = 1.0
-    length: int = LENGTH
-
-    @cached_property
-    def parts(self) -> tuple[Any, Any]:
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ImportError as error:
-            raise missing_extra(
-                "transformers", "huggingface", "describing classes by a local language model"
-            ) from error
-        folder, extra = self.path, {"local_files_only": True}
-        if self.path.suffix == ".gguf":
-            folder, extra = self.path.parent, {**extra, "gguf_file": self.path.name}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **extra)
-        except (OSError, ValueError, ImportError) as error:
-            raise DiptychError(f"cannot open a language model at {self.path}: {error}") from error
-        return tokenizer, model.eval()
-
-    def complete(self, prompt: str) -> str:
-        import torch
-
-        tokenizer, model = self.parts
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        how: dict[str, Any] = {"do_sample": False}
-        if self.temperature:
-            how = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        with torch.random.fork_rng():
-            torch.manual_seed(zlib.crc32(prompt.encode()))
-            made = model.generate(ids, max_new_tokens=self.length, pad_token_id=pad, **how)
-        return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible server, such as http://localhost:8080/v1. Its key is read from DIPTYCH_LLM_KEY, if set.
-
-    temperature, top_p, length: as those of `LocalModel`.
-    """
-
-    url: str
-    model: str = ""
-    timeout: float = 120.0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    length: int = LENGTH
-
-    def complete(self, prompt: str) -> str:
-        asked: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.length}
-        if self.temperature:
-            asked |= {"top_p": self.top_p, "seed": zlib.crc32(prompt.encode())}
-        if self.model:
-            asked["model"] = self.model
-        try:
-            return self.ask("completions", asked | {"prompt": prompt})["text"]
-        except urllib.error.HTTPError as error:
-            if error.code not in (400, 404, 405):
-                raise self.failed(error) from error
-        try:  # a server that only talks
-            message = self.ask("chat/completions", asked | {"messages": [{"role": "user", "content": prompt}]})
-            said = message["message"]["content"]
-            return said[max(said.find("- "), 0) :] if prompt.endswith("-") else said  # a list without courtesies
-        except urllib.error.HTTPError as error:
-            raise self.failed(error) from error
-
-    def ask(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of an answer. Raises HTTPError for a refusal, DiptychError for everything else."""
-        headers = {"Content-Type": "application/json"}
-        if secret := os.environ.get("DIPTYCH_LLM_KEY"):
-            headers["Authorization"] = f"Bearer {secret}"
-        request = urllib.request.Request(f"{self.url.rstrip('/')}/{verb}", json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                return json.load(answer)["choices"][0]
-        except urllib.error.HTTPError:
-            raise
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise self.failed(error) from error
-
-    def failed(self, error: Exception) -> DiptychError:
-        return DiptychError(f"the language model at {self.url} did not answer: {error}")
-
-
-def language_model(source: str, model: str = "") -> LanguageModel | None:
-    """What `source` names, if it names a language model: an http(s) address, a folder or a .gguf file."""
-    if source.startswith(("http://", "https://")):
-        return Endpoint(source, model)
-    path = Path(source).expanduser()
-    return LocalModel(path) if source and (path.suffix == ".gguf" or path.is_dir()) else None
 
 
 def answers_file(source: str, model: str = "") -> Path:

@@ -1,21 +1,17 @@
-"""Captions said in other words, made once and kept: by a language model from worked examples, or by rules offline.
+"""Captions said in other words: by a language model from worked examples, or by rules offline; and what is no rewrite.
 
-The prompts, the sampling and the check of answers follow Fan et al., Improving CLIP Training with Language Rewrites,
-arXiv 2305.20088, section 3; the worked examples are ours. A store is a file of JSON lines, {"text", "style",
-"rewrite"}: an interrupted run goes on where it stopped, and captions are found by their words, not by their place.
+The prompts and the sampling follow Fan et al., Improving CLIP Training with Language Rewrites, arXiv 2305.20088,
+section 3; the worked examples are ours, and so is what is asked of an answer. `rewrite_store` makes and keeps them.
 """
 
-import json
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from diptych.data.descriptions import Endpoint, LanguageModel, LocalModel
-from diptych.errors import DiptychError
+from diptych.data.language_model import Endpoint, LanguageModel, LocalModel
 
 Rewrites = dict[str, dict[str, str]]  # caption -> style -> rewrite
 Rewriter = Callable[[str, str], str]  # (caption, style) -> an answer that `accepted` judges
@@ -71,16 +67,52 @@ def prompt_for(caption: str, style: str, rng: random.Random) -> str:
     return "\n".join([INSTRUCTION, "", *(f"{before} => {after}" for before, after in shown), f"{open_line} =>"])
 
 
-def accepted(answer: str, caption: str) -> str | None:
-    """The rewrite of an answer: its first line that says anything, without quotes; None where it is none.
+# -- what is a rewrite -------------------------------------------------------------------------------------------------
 
-    Refused: fewer than two words, the caption unchanged, a worked example, a line of the prompt.
+REFUSALS = ("empty", "too long", "a copy", "an echo", "words lost")
+EXAMPLES = {text for pairs in STYLES.values() for pair in pairs for text in pair}
+RECALL = 0.5  # of the caption's words, at least
+
+
+def first_line(answer: str, caption: str) -> str:
+    """What an answer says: its first line that says anything, without quotes and without the caption said again."""
+    found = next((line.strip() for line in answer.split("\n") if line.strip()), "")
+    before, arrow, after = found.partition("=>")
+    if arrow and before.strip() in ("", spoken(caption)):
+        found = after
+    return found.strip().strip("\"'“”").strip()
+
+
+def refusal(found: str, caption: str, least: float = RECALL) -> str:
+    """Why this is no rewrite of the caption, one of REFUSALS; "" where it is one.
+
+    empty: fewer than two words; too long: more than thrice the caption's words and ten, or more than CLIP reads; a
+    copy: the caption but for case and marks; an echo: of the prompt or its worked examples; words lost: it keeps less
+    than `least` of the caption's words (`recall`).
     """
-    lines = [line.strip() for line in answer.split("\n")]
-    found = next((line for line in lines if line), "").removeprefix("=>").strip().strip("\"'“”").strip()
-    examples = {text for pairs in STYLES.values() for pair in pairs for text in pair}
-    wrong = len(found.split()) < 2 or found == spoken(caption) or found in examples or "=>" in found
-    return None if wrong or INSTRUCTION.lower() in found.lower() else found
+    words = found.split()
+    if len(words) < 2:
+        return "empty"
+    if found in EXAMPLES or "=>" in found or INSTRUCTION.lower() in found.lower():
+        return "an echo"
+    if len(words) > min(WORDS, 10 + 3 * len(caption.split())):
+        return "too long"
+    if bare(found) == bare(caption):
+        return "a copy"
+    return "words lost" if recall(caption, found) < least else ""
+
+
+def accepted(answer: str, caption: str, least: float = RECALL) -> str | None:
+    """The rewrite of an answer; None where `refusal` has a reason."""
+    found = first_line(answer, caption)
+    return None if refusal(found, caption, least) else found
+
+
+def bare(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+# -- by a model --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -91,13 +123,14 @@ class ByModel:
     seed: int = 0
 
     def __call__(self, caption: str, style: str) -> str:
-        return self.model.complete(prompt_for(caption, style, random.Random(f"{self.seed} {style} {caption}")))
+        kind = style.partition(" ")[0]  # "plain 2" is "plain" once more, with other examples
+        return self.model.complete(prompt_for(caption, kind, random.Random(f"{self.seed} {style} {caption}")))
 
 
 def by_model(model: LanguageModel, seed: int = 0) -> ByModel:
-    """With the paper's sampling (temperature 0.9, nucleus 0.95, 77 tokens), where the model is one of ours."""
+    """With the paper's sampling (temperature 0.9, nucleus 0.95, one line of 77 tokens), where the model is of ours."""
     if isinstance(model, (Endpoint, LocalModel)):
-        model = replace(model, temperature=0.9, top_p=0.95, length=77)
+        model = replace(model, temperature=0.9, top_p=0.95, length=77, stop="\n")
     return ByModel(model, seed)
 
 
@@ -129,80 +162,11 @@ def by_rules(caption: str, style: str) -> str:
                 break
     clauses = [clause.strip() for clause in text.split(",") if clause.strip()]
     rng.shuffle(clauses)
-    template = rng.choice([t for t in TEMPLATES if t.format(text).lower() != spoken(caption).lower()])
+    template = rng.choice([t for t in TEMPLATES if bare(t.format(text)) != bare(caption)])
     return template.format(", ".join(clauses) or text)
 
 
-# -- the store ---------------------------------------------------------------------------------------------------------
-
-
-def rewrite(
-    captions: Iterable[str],
-    rewriter: Rewriter,
-    store: Path,
-    *,
-    styles: Sequence[str] = tuple(STYLES),
-    progress: Callable[[int], None] | None = None,
-) -> Rewrites:
-    """Every caption in every style that `store` does not hold yet; each answer is kept as it comes.
-
-    What is not accepted is kept as the caption itself, so that it is not asked for again.
-    """
-    kept = read_rewrites(store) if store.exists() else {}
-    store.parent.mkdir(parents=True, exist_ok=True)
-    captions = list(dict.fromkeys(captions))
-    with store.open("ab") as file:
-        file.truncate(whole(store.read_bytes()))
-        for done, caption in enumerate(captions):
-            own = kept.setdefault(caption, {})
-            for style in styles:
-                if style not in own:
-                    own[style] = accepted(rewriter(caption, style), caption) or caption
-                    line = {"text": caption, "style": style, "rewrite": own[style]}
-                    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-                    file.flush()
-            if progress:
-                progress(done + 1)
-    return {caption: kept[caption] for caption in captions}
-
-
-def whole(data: bytes) -> int:
-    """Bytes of the lines that were not cut off."""
-    return data.rfind(b"\n") + 1
-
-
-def read_rewrites(store: Path) -> Rewrites:
-    """A store. A last line that was cut off is passed over; raises DiptychError for any other that is none."""
-    try:
-        data = store.read_bytes()
-    except OSError as error:
-        raise DiptychError(f"cannot read the rewrites at {store}: {error.strerror}") from error
-    found: Rewrites = {}
-    for number, line in enumerate(data[: whole(data)].splitlines()):
-        try:
-            one = json.loads(line)
-            found.setdefault(one["text"], {})[one["style"]] = one["rewrite"]
-        except (ValueError, KeyError, TypeError) as error:
-            right = '{"text": ..., "style": ..., "rewrite": ...}'
-            raise DiptychError(f"{store} line {number + 1} is no rewrite; it should be {right}") from error
-    return found
-
-
-def read_aligned(captions: Path, files: Sequence[Path]) -> Rewrites:
-    """Rewrites of other makers: text files whose line n is a rewrite of line n of `captions`; the name is the style.
-
-    Raises DiptychError where the numbers of lines differ, for one line missing would shift all others.
-    """
-    texts = captions.read_text(encoding="utf-8").splitlines()
-    found: Rewrites = {text: {} for text in texts}
-    for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        if len(lines) != len(texts):
-            raise DiptychError(f"{file} has {len(lines)} lines and {captions} has {len(texts)}: they must be alike")
-        for text, line in zip(texts, lines, strict=True):
-            if (one := accepted(line, text)) is not None:
-                found[text][file.stem] = one
-    return found
+# -- in training ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -233,11 +197,26 @@ class Rewritten:
 
 EMPTY = re.compile(
     r"an?|the|of|on|in|at|to|and|or|with|by|for|from|is|are|was|were|be|its?|this|that|there|here|one|can|see|has|have|"
-    r"as|into|over|under|photo|picture|image|pictured|shows|showing"
+    r"as|into|over|under|photo|photograph|picture|image|pictured|shows|showing"
 )
 
 
 def recall(caption: str, rewritten: str) -> float:
-    """The share of the caption's words that a rewrite still says, in 0..1; words like "the" do not count."""
-    said = {word for word in re.findall(r"\w+", caption.lower()) if not EMPTY.fullmatch(word)}
-    return len(said & set(re.findall(r"\w+", rewritten.lower()))) / len(said) if said else 1.0
+    """The share of the caption's words that a rewrite still says, in 0..1; words like "the" do not count, endings and
+    the usual synonyms make no difference."""
+    said = content(caption)
+    return len(said & content(rewritten)) / len(said) if said else 1.0
+
+
+def content(text: str) -> set[str]:
+    """The words that say something, without their endings."""
+    text = text.lower()
+    for word, other in SAME:
+        text = re.sub(rf"\b{other}\b", word, text)
+    return {root(word) for word in re.findall(r"\w+", text) if not EMPTY.fullmatch(word)}
+
+
+def root(word: str) -> str:
+    """ "riding", "rides", "ride" -> "rid"; short words stay."""
+    short = re.sub(r"(.)\1$", r"\1", re.sub(r"(ing|ed|es|e|s)$", "", word))
+    return short if len(short) >= 3 else word

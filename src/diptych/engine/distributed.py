@@ -5,14 +5,15 @@ processes' losses is the loss of the big batch. Two ways to keep it:
 
 - the whole loss in every process, of gathered rows; `gather(..., with_gradient=False)` is enough and sends nothing
   in the backward pass;
-- a part each, own rows against everyone's: the local losses below. Each is the mean over own rows. Logits of n own
-  rows by B of the batch, not B by B; needs gradients through `gather`.
+- a part each, the mean over own rows against everyone's (`part` of the losses): logits of n own rows by B of the batch,
+  not B by B; needs gradients through `gather`, which are right for whole losses too.
 
 Every process has the same number of rows, in the order of ranks. Without a process group all of this is the loss of
 the one batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,11 +21,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
-from diptych.losses.contrastive import sigmoid_contrastive
+from diptych.errors import DiptychError
 from diptych.losses.loob import info_loob, retrieve
-from diptych.losses.multilinear import multilinear_contrastive
-from diptych.losses.precision import in_float32
-from diptych.losses.tiled import tiled_row_logsumexp
 
 
 def world() -> int:
@@ -50,7 +48,7 @@ class Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        own = slice(rank() * ctx.count, (rank() + 1) * ctx.count)
+        own = own_rows(ctx.count)
         if not ctx.summed:
             return gradient[own] * world(), None
         gradient = gradient.clone()  # contiguous, and ours to write on
@@ -81,30 +79,29 @@ def of_first(tensor: Tensor) -> Tensor:
     return tensor
 
 
-# -- own rows [n, D] against everyone's ------------------------------------------------------------------------------
+@contextmanager
+def others_may_be_gone() -> Iterator[None]:
+    """Says in words what torch raises where another process has ended, or does not answer in time."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise DiptychError(
+            "another process of this run has ended or does not answer; what it said last, there or in its machine's "
+            f"output, is why. The same command goes on from the last checkpoint. ({str(error).partition('. ')[0]})"
+        ) from error
 
 
-@in_float32
-def local_softmax(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
-    """The part of `softmax_contrastive`, in tiles."""
-    rows, columns = (tiled_row_logsumexp(x, gather(y), scale) for x, y in ((a, b), (b, a)))
-    return ((rows + columns) / 2 - scale * torch.linalg.vecdot(a, b)).mean()
-
-
-def local_sigmoid(a: Tensor, b: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
-    """The part of `sigmoid_contrastive`; only b travels."""
-    return sigmoid_contrastive(a, gather(b), scale, bias, first=rank() * len(a))
+def own_rows(count: int) -> slice:
+    """Where this process's `count` rows are among the gathered ones."""
+    return slice(rank() * count, (rank() + 1) * count)
 
 
 def local_loob(x: Tensor, y: Tensor, beta: Tensor | float, inverse_tau: Tensor | float) -> Tensor:
-    """The part of `retrieved_loob`: own queries on everyone's store, then own anchors against everyone's."""
+    """This process's part of `retrieved_loob`, of own rows [n, D]: own queries on everyone's store, then own anchors
+    against everyone's."""
     first, images, texts = rank() * len(x), gather(x), gather(y)
     u_x, u_y = retrieve(x, images, beta), gather(retrieve(y, images, beta))
     v_y, v_x = retrieve(y, texts, beta), gather(retrieve(x, texts, beta))
     return info_loob(u_x, u_y, inverse_tau, first=first) + info_loob(v_y, v_x, inverse_tau, first=first)
-
-
-def local_multilinear(rows: Sequence[Tensor], scale: Tensor | float, permutations: Tensor | None = None) -> Tensor:
-    """The part of `multilinear_contrastive`; permutations [M, M, B] of the big batch, the same in all processes."""
-    own = slice(rank() * len(rows[0]), (rank() + 1) * len(rows[0]))
-    return multilinear_contrastive([gather(r) for r in rows], scale, permutations, part=own)

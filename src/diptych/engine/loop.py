@@ -6,18 +6,21 @@ so a run can be repeated, and taken up again in the middle, without any other st
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from diptych.engine.sharding import is_sharded, local, part_of
 from diptych.errors import DiptychError
 
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others; the first may evaluate meanwhile
 Loss = Tensor | Mapping[str, Tensor]
 
 
@@ -48,7 +51,7 @@ class Group:
 
 
 class Moments:
-    """An optimiser's state over named tensors, stepped by torch's own functions.
+    """An optimiser's state over named tensors, stepped by torch's own functions; of sharded ones, their local parts.
 
     Not torch.optim's classes: the first of them that is built imports torch's compiler, 5 seconds and 160 MB a process.
     """
@@ -65,22 +68,22 @@ class Moments:
     def step(self, rate: float) -> None:
         """Move the tensors that have a gradient, and drop it."""
         spec, moved = self.spec, [i for i, t in enumerate(self.tensors) if t.grad is not None]
-        tensors, gradients = [self.tensors[i] for i in moved], [self.tensors[i].grad for i in moved]
-        first = [self.first[i] for i in moved]
-        common: dict[str, Any] = {"weight_decay": spec.weight_decay, "lr": rate, "maximize": False, "foreach": True}
         if not moved:
             return
+        tensors, gradients = [local(self.tensors[i]) for i in moved], [local(self.tensors[i].grad) for i in moved]
+        first = [local(self.first[i]) for i in moved]
+        common: dict[str, Any] = {"weight_decay": spec.weight_decay, "lr": rate, "maximize": False, "foreach": True}
         if spec.kind == "sgd":
             common |= {"momentum": spec.momentum, "dampening": 0.0, "nesterov": False}
             sgd(tensors, gradients, first, has_sparse_grad=False, **common)  # pyright: ignore[reportArgumentType]
             for i, buffer in zip(moved, first, strict=True):
                 self.first[i] = buffer
         else:
-            second, counts = [self.second[i] for i in moved], [self.counts[i] for i in moved]
+            second, counts = [local(self.second[i]) for i in moved], [self.counts[i] for i in moved]
             common |= {"amsgrad": False, "beta1": spec.beta1, "beta2": spec.beta2, "eps": spec.eps}
             adamw(tensors, gradients, first, second, [], counts, **common)  # pyright: ignore[reportArgumentType]
-        for tensor in tensors:
-            tensor.grad = None
+        for i in moved:
+            self.tensors[i].grad = None
 
     def state(self) -> dict[str, Tensor]:
         found = {f"first.{name}": t for name, t in zip(self.names, self.first, strict=True) if t is not None}
@@ -92,9 +95,9 @@ class Moments:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for i, (name, tensor) in enumerate(zip(self.names, self.tensors, strict=True)):
             if f"first.{name}" in state:
-                self.first[i] = state[f"first.{name}"].to(tensor.device).clone()
+                self.first[i] = part_of(state[f"first.{name}"], tensor)
             if self.spec.kind == "adamw":
-                self.second[i] = state[f"second.{name}"].to(tensor.device).clone()
+                self.second[i] = part_of(state[f"second.{name}"], tensor)
                 self.counts[i] = state[f"count.{name}"].clone()
 
 
@@ -127,7 +130,9 @@ class Runtime(Protocol):
 
     def autocast(self) -> AbstractContextManager[Any]: ...
     def backward(self, tensor: Tensor) -> None: ...
-    def all_reduce(self, data: Tensor) -> Any: ...
+    def all_reduce(self, data: Tensor) -> Any:
+        """The mean over the processes, in place."""
+        ...
 
 
 class Plain:
@@ -161,11 +166,14 @@ def runtime(device: torch.device) -> Runtime:
         from lightning_fabric import Fabric
     except ImportError as error:
         if processes() > 1:
-            raise missing_extra("lightning-fabric", "fabric", "training in several processes") from error
+            raise missing_extra("lightning-fabric", "train", "training in several processes") from error
         return Plain()
     if processes() > 1:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
-        devices: Any = {"devices": local, "num_nodes": processes() // local, "strategy": "ddp"}
+        from lightning_fabric.strategies.ddp import DDPStrategy
+
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+        strategy = DDPStrategy(timeout=PATIENCE)
+        devices: Any = {"devices": here, "num_nodes": processes() // here, "strategy": strategy}
     else:
         devices = {"devices": 1 if device.type != "cuda" else [device.index or 0]}
     fabric = Fabric(accelerator=device.type, precision=precision(device), **devices)
@@ -186,8 +194,9 @@ class Step:
 class Loop:
     """Training a step at a time, so that a run can be watched, kept and taken up again. `train` is the whole of it.
 
-    trainable: leaf tensors by name, changed in place. groups: their rates and weight decays (none: one group).
-    clip: largest norm of the whole gradient. strict: a tensor that no gradient reaches is a mistake.
+    trainable: leaf tensors by name, changed in place; some may be sharded (`engine.sharding`). groups: their rates and
+    weight decays (none: one group). clip: largest norm of the whole gradient. strict: a tensor that no gradient reaches
+    is a mistake.
     """
 
     def __init__(
@@ -201,39 +210,52 @@ class Loop:
         accumulate: int = 1,
         clip: float | None = None,
         strict: bool = True,
+        run: Runtime | None = None,
     ) -> None:
         if not trainable or not all(t.is_leaf and t.requires_grad for t in trainable.values()):
             raise ValueError("train needs leaf tensors that require a gradient")
         self.trainable, self.optimiser, self.steps, self.schedule = trainable, optimiser, steps, schedule
         self.accumulate, self.clip, self.strict = accumulate, clip, strict
-        self.run = runtime(next(iter(trainable.values())).device)
+        self.run = run or runtime(next(iter(trainable.values())).device)
         groups = groups or (Group(tuple(trainable), 1.0, optimiser.weight_decay),)
         self.moments = [
             (group.rate, Moments(replace(optimiser, weight_decay=group.weight_decay), pick(trainable, group.names)))
             for group in groups
         ]
 
-    def step(self, step: int, loss: Callable[[int], Loss]) -> Step:
-        """One update. See `train` for `loss`; raises Diverged."""
+    def step(self, step: int, loss: Callable[[int], Loss], moving: Container[str] | None = None) -> Step:
+        """One update. See `train` for `loss`; raises Diverged. moving: all others stay, whatever gradient they get."""
         rate = self.schedule.rate(self.optimiser.rate, step, self.steps) if self.schedule else self.optimiser.rate
         where = f"at step {step + 1} of {self.steps} (learning rate {rate:.2g})"
+        seen = self.backward(step, loss, where)
+        for name, tensor in self.trainable.items():
+            if moving is not None and name not in moving:
+                tensor.grad = None
+        norm = clip_gradient(self.trainable, self.clip, where, self.strict)
+        for share, moments in self.moments:
+            moments.step(rate * share)
+        return Step(sum(seen.values()), seen, norm, rate)
+
+    def backward(self, step: int, loss: Callable[[int], Loss], where: str) -> dict[str, float]:
+        """The terms, and the gradient of all processes in each tensor's `grad`."""
         seen: dict[str, float] = {}
         for part in range(self.accumulate):
             with self.run.autocast():
                 terms = loss(step * self.accumulate + part)
             terms = terms if isinstance(terms, Mapping) else {"loss": terms}
             parts = torch.stack([t.float() for t in terms.values()]) / self.accumulate
-            for name, value in finite(parts.detach(), terms, where).items():
+            for name, value in finite(self.mean(parts.detach()), terms, where).items():
                 seen[name] = seen.get(name, 0.0) + value
             self.run.backward(parts.sum())
         if processes() > 1:
             for tensor in self.trainable.values():
-                if tensor.grad is not None:
+                if tensor.grad is not None and not is_sharded(tensor):  # those are averaged already
                     self.run.all_reduce(tensor.grad)
-        norm = clip_gradient(self.trainable, self.clip, where, self.strict)
-        for share, moments in self.moments:
-            moments.step(rate * share)
-        return Step(sum(seen.values()), seen, norm, rate)
+        return seen
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Of all processes: what each has a part of, and all must agree on."""
+        return self.run.all_reduce(values.clone()) if processes() > 1 else values
 
     def state(self) -> dict[str, Tensor]:
         """The optimiser's tensors, for a checkpoint."""
@@ -280,7 +302,7 @@ def finite(parts: Tensor, terms: Mapping[str, Tensor], where: str) -> dict[str, 
     total = sum(values.values())
     if math.isfinite(total):
         return values
-    culprits = [name for name, term in terms.items() if not bool(term.isfinite().all())] or list(terms)
+    culprits = [name for name, value in values.items() if not math.isfinite(value)] or list(terms)
     raise Diverged(f"training broke: {' and '.join(culprits)} became {total} {where}; try a smaller learning rate")
 
 
@@ -293,8 +315,9 @@ def clip_gradient(trainable: Mapping[str, Tensor], clip: float | None, where: st
     if missing and (strict or len(missing) == len(trainable)):
         raise RuntimeError(f"no gradient reaches {', '.join(missing)}")
     reached = {name: t.grad for name, t in trainable.items() if t.grad is not None}
-    gradients = list(reached.values())
+    gradients = [local(gradient) for gradient in reached.values()]
     norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
+    norms = norms_over_processes(norms, [is_sharded(gradient) for gradient in reached.values()])
     norm = float(norms.norm())
     if not math.isfinite(norm):
         culprit = next(name for name, n in zip(reached, norms.tolist(), strict=True) if not math.isfinite(n))
@@ -302,3 +325,13 @@ def clip_gradient(trainable: Mapping[str, Tensor], clip: float | None, where: st
     if clip is not None and norm > clip:
         torch._foreach_mul_(gradients, clip / norm)  # pyright: ignore[reportPrivateImportUsage]
     return norm
+
+
+def norms_over_processes(norms: Tensor, sharded: Sequence[bool]) -> Tensor:
+    """Norms [T] of local parts -> those of the whole tensors; tensors that every process has whole count once."""
+    if not any(sharded):
+        return norms
+    own = torch.tensor(sharded, device=norms.device) | (distributed.get_rank() == 0)
+    squares = torch.where(own, norms.square(), 0.0)
+    distributed.all_reduce(squares)
+    return squares.sqrt()

@@ -85,6 +85,7 @@ def tiled_contrastive(
     *,
     weights: Tensor | None = None,
     ids: Tensor | None = None,
+    part: slice | None = None,
     tile: int = TILE,
 ) -> Tensor:
     """`softmax_contrastive`, with equal value and gradients, which never holds more than a tile.
@@ -92,20 +93,28 @@ def tiled_contrastive(
     ids: [B] int64, equal where pairs belong together: then the targets are `positives_of(ids)`, else the diagonal.
     Its gradients have none of their own: for second derivatives take `softmax_rows`.
     """
-    rows, columns = tiled_logsumexp(a, b, scale, tile=tile)
+    some = slice(None) if part is None else part
+    if len(a[some]) == len(a):
+        rows, columns = tiled_logsumexp(a, b, scale, tile=tile)
+    else:
+        rows, columns = (tiled_row_logsumexp(x[some], y, scale, tile=tile) for x, y in ((a, b), (b, a)))
+    pairs = (rows + columns) / 2 - own_logits(a, b, scale, ids, some)
+    return pairs.mean() if weights is None else (weights[some] * pairs).mean()
+
+
+def own_logits(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor | None, part: slice) -> Tensor:
+    """The logits of pairs with themselves, or their mean over all of the same id (both directions'); of a part, [n]."""
     if ids is None:
-        own = scale * torch.linalg.vecdot(a, b)
-    else:  # the mean of logits is the logit of the mean
-        own = scale * (torch.linalg.vecdot(a, alike(b, ids)) + torch.linalg.vecdot(b, alike(a, ids))) / 2
-    pairs = (rows + columns) / 2 - own
-    return pairs.mean() if weights is None else (weights * pairs).mean()
+        return scale * torch.linalg.vecdot(a[part], b[part])
+    # the mean of logits is the logit of the mean
+    of_a, of_b = (sums / counts[:, None] for sums, counts in (sums_of_alike(a, ids), sums_of_alike(b, ids)))
+    return scale * (torch.linalg.vecdot(a[part], of_b[part]) + torch.linalg.vecdot(b[part], of_a[part])) / 2
 
 
-def alike(rows: Tensor, ids: Tensor) -> Tensor:
-    """The mean of all rows with each row's id, [B, D]."""
+def sums_of_alike(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(the sum of all rows with each row's id [B, D], how many they are [B])."""
     _, where, counts = ids.unique(return_inverse=True, return_counts=True)
-    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add(0, where, rows)
-    return (sums / counts[:, None])[where]
+    return rows.new_zeros(len(counts), rows.shape[1]).index_add(0, where, rows)[where], counts[where]
 
 
 class SoftplusSum(torch.autograd.Function):
@@ -138,10 +147,21 @@ class SoftplusSum(torch.autograd.Function):
 
 @in_float32
 def tiled_sigmoid(
-    a: Tensor, b: Tensor, scale: Tensor | float, bias: Tensor | float, *, first: int = 0, tile: int = TILE
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float,
+    *,
+    first: int = 0,
+    ids: Tensor | None = None,
+    tile: int = TILE,
 ) -> Tensor:
-    """`sigmoid_contrastive` where each row's only positive is its own, with equal value and gradients."""
-    given = {"dtype": a.dtype, "device": a.device}
+    """`sigmoid_contrastive` where each row's positives are those of its id, or its own; equal value and gradients."""
+    given, some = {"dtype": a.dtype, "device": a.device}, slice(first, first + len(a))
     every = SoftplusSum.apply(a, b, torch.as_tensor(scale, **given), torch.as_tensor(bias, **given), tile)
-    own = scale * torch.linalg.vecdot(a, b[first : first + len(a)]) + bias
-    return (every - own.sum()) / len(a)  # type: ignore[operator]
+    if ids is None:
+        positive = scale * torch.linalg.vecdot(a, b[some]) + bias
+    else:
+        sums, counts = sums_of_alike(b, ids)
+        positive = scale * torch.linalg.vecdot(a, sums[some]) + bias * counts[some]
+    return (every - positive.sum()) / len(a)  # type: ignore[operator]

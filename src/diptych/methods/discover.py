@@ -57,6 +57,7 @@ class System:
     cost: str
     names_new_classes: bool
     settings: dict[str, Any]  # field -> published default; a tuple is a grid
+    per_process: str = ""  # why several processes are not as one; empty where they are
 
 
 def describe(family: str = "adapt") -> list[System]:

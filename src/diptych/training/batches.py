@@ -4,6 +4,7 @@ Threads decode and crop ahead of the step that needs a batch. A pair is loaded b
 workers than shards, and neither their number nor their order changes a batch.
 """
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from diptych.core.clip import CLIP
+from diptych.core.preprocess import bytes_of, random_box
+from diptych.core.tower import Tokens
 from diptych.data.pairs import BadPair
 from diptych.data.pictures import BadPicture
 from diptych.data.scan import SetAside
@@ -60,7 +63,7 @@ class Sample:
 
     index: int
     id: str
-    pixels: Tensor  # [3, H, W]
+    pixels: Tensor  # [3, H, W] uint8
     words: dict[str, str]
     extra: dict[str, np.ndarray]
 
@@ -106,7 +109,10 @@ class Batches:
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         pair, look = self.pairs[index], self.clip.preprocess
         image = pair.picture()
-        pixels = look.view(image, rng, (self.crop, 1.0), flip=False) if self.crop < 1 else look(image)
+        if self.crop < 1:
+            pixels = look.resized(image, random_box(image.size, rng, (self.crop, 1.0)))
+        else:
+            pixels = bytes_of(look.crop(image))
         return Sample(index, pair.id, pixels, self.objective.words(pair, rng), self.objective.extra_of(pair, index))
 
     def slices(self, step: int) -> list[np.ndarray]:
@@ -125,7 +131,9 @@ class Batches:
             name: torch.from_numpy(np.stack([s.extra[name] for s in samples])) for name in (samples[0].extra or {})
         }
         index = torch.tensor([s.index for s in samples])
-        return Batch(index, torch.stack([s.pixels for s in samples]), texts, extra, step), [s.id for s in samples]
+        pixels = self.clip.preprocess.normalise(torch.stack([s.pixels for s in samples]))
+        ids = text_ids(texts[self.objective.texts[0]]) if texts else None
+        return Batch(index, pixels, texts, extra, step, ids), [s.id for s in samples]
 
     def __getitem__(self, step: int) -> tuple[Batch, list[str]]:
         epoch = self.order.epoch(step)
@@ -146,6 +154,12 @@ class Batches:
                 yield self.collate([s for job in waiting.popleft() for s in job.result()], step)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def text_ids(tokens: Tokens) -> Tensor:
+    """[B] int64 of the tokens that a tower reads: the same number for the same text, in any process."""
+    rows = [ids[mask].numpy().tobytes() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+    return torch.tensor([int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), signed=True) for row in rows])
 
 
 def reason_of(error: DiptychError) -> str:

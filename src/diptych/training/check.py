@@ -8,7 +8,7 @@ from PIL import Image
 from diptych.core.clip import CLIP
 from diptych.data.pairs import BadPair, Pair
 from diptych.data.pictures import BadPicture
-from diptych.engine.loop import Diverged
+from diptych.engine.loop import Diverged, processes
 from diptych.errors import DiptychError
 from diptych.methods.pretrain.parts.objective import PairsLike
 from diptych.training.batches import Order
@@ -39,6 +39,7 @@ def overfit(clip: CLIP, pairs: PairsLike, plan: Plan) -> str:
     the objective stay as they are.
     """
     few = first_pairs(pairs)
+    few = Few(few.source, few.items[: len(few) - len(few) % processes()])
     texts = len({pair.texts for pair in few.items})
     pictures = len({pair.picture().tobytes() for pair in few.items})
     about = f"{len(few)} pairs with {texts} different texts and {pictures} different pictures"

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from diptych.core.clip import CLIP
 from diptych.core.text import ENSEMBLE, TextRecipe, class_rows
 from diptych.data.pictures import open_picture
-from diptych.data.records import Record
+from diptych.data.records import Record, Records
 from diptych.data.task import Task, make_task
 
 BATCH = 64
@@ -25,7 +25,7 @@ class ZeroShot:
     records: tuple[Record, ...]
     labels: tuple[int, ...]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def accuracy(self, clip: CLIP) -> float:
         """The share of pictures whose class name is the nearest."""
         training = clip.training
@@ -46,8 +46,8 @@ class ZeroShot:
         return right / len(self.records)
 
 
-def zero_shot_on(folder: str | Path) -> ZeroShot:
-    """A class folder, table or dataset as a zero-shot evaluation; no picture of it is learned from."""
+def zero_shot_on(folder: str | Path | Records) -> ZeroShot:
+    """A class folder, table, dataset or records as a zero-shot evaluation; no picture of it is learned from."""
     task = make_task(folder)
     records = (*task.pool, *task.test)
     return ZeroShot(task, records, tuple(task.labels(records)))

@@ -35,12 +35,30 @@ class Checkpoint:
 
 
 class TrainingFolder(RunFolder):
-    """`RunFolder` of a training: continues the same run, refuses another."""
+    """`RunFolder` of a training: continues the same run, refuses another. One without a finished step is none yet."""
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         super().__init__(path, identity)
         self.checkpoints, self.metrics = path / "checkpoints", path / "metrics.csv"
         self.columns: list[str] = []
+
+    def is_none(self) -> bool:
+        """Whether no step has been finished here: then another run may begin."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        there = {path.name for path in self.path.iterdir()}
+        return all(name.startswith("broken") for name in there) or (
+            "run.json" in there and not self.rows() and not self.steps()
+        )
+
+    def refuse_others(self) -> None:
+        if not self.is_none():
+            super().refuse_others()
+
+    def open(self) -> None:
+        if self.is_none():
+            (self.path / "run.json").unlink(missing_ok=True)
+        super().open()
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint, then drop the oldest."""

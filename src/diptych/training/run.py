@@ -5,42 +5,54 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
+from diptych.core.forms import YES, forms
 from diptych.core.save import save
 from diptych.data.pairs import Pairs, read_pairs
+from diptych.data.records import Records
 from diptych.data.scan import SetAside
 from diptych.engine.chunks import embed_in_chunks
-from diptych.engine.distributed import gather, gather_embeddings
-from diptych.engine.loop import Diverged, Loop, Step, processes
+from diptych.engine.distributed import gather, gather_embeddings, of_first, others_may_be_gone, own_rows
+from diptych.engine.loop import Diverged, Loop, Step, processes, runtime
 from diptych.engine.provenance import provenance
+from diptych.engine.sharding import blank, is_sharded, local, part_of, shard, whole
+from diptych.engine.sharding import load as load_parts
 from diptych.errors import DiptychError
 from diptych.files import write_atomically
+from diptych.losses.contrastive import groups_of
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairsLike
+from diptych.methods.pretrain.parts.patches import need_patches, random_patches
 from diptych.training.batches import Batches
+from diptych.training.broken import first_broken
+from diptych.training.card import write_card
 from diptych.training.evaluate import ZeroShot, zero_shot_on
 from diptych.training.folder import Checkpoint, TrainingFolder
 from diptych.training.plan import Plan, make_plan, matching
+from diptych.training.writers import Writer, writers
 
+Strategy = Literal["ddp", "fsdp"]
 Row = dict[str, float]  # a line of metrics.csv
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left. folder: its model/ opens with `diptych.load`; rows: of metrics.csv."""
+    """What a run left. folder: its model/ opens with `diptych.load`; rows: of metrics.csv; forms: what the model can
+    become, or why not (`core.forms`)."""
 
     folder: Path
     clip: CLIP
     rows: list[Row]
     set_aside: list[SetAside]
+    forms: dict[str, str] = field(default_factory=dict)
 
 
 def train(
@@ -56,9 +68,10 @@ def train(
     rate: float | None = None,
     workers: int = 2,
     device: str | None = None,
+    strategy: Strategy = "ddp",
     seed: int = 0,
     save_every: int | None = None,
-    evaluate: str | Path | None = None,
+    evaluate: str | Path | Records | None = None,
     eval_every: int | None = None,
     check: bool = False,
     image_column: str | None = None,
@@ -69,10 +82,11 @@ def train(
     """Train a CLIP on pairs of pictures and texts with a system of the `pretrain` family.
 
     data: what `read_pairs` reads, or pairs by number. model: an architecture of open_clip (fresh weights), or what
-    `diptych.load` opens, to go on from. settings: "<system>.<field>" and "recipe.<field>". evaluate: a class folder for
-    zero-shot accuracy every `eval_every` steps. check: overfit 32 pairs first, and `say` whether they can be learned.
-    The same call on the same `out` continues a run that was stopped. Raises DiptychError, and Diverged where training
-    breaks.
+    `diptych.load` opens, to go on from. settings: "<system>.<field>" and "recipe.<field>". evaluate: a class folder
+    or labelled records for zero-shot accuracy every `eval_every` steps. check: overfit 32 pairs first, and `say`
+    whether they can be learned. strategy: with several processes (torchrun), "ddp" has the whole model in each, "fsdp"
+    a part. The same call on the same `out` continues a run that was stopped, in any number of processes; the result is
+    the first process's. Raises DiptychError, and Diverged where training breaks.
     """
     if data is None:
         raise DiptychError("train needs data: shards, a folder of pictures with texts, a table or a dataset folder")
@@ -93,6 +107,13 @@ def train(
         save_every=save_every,
         eval_every=eval_every,
     )
+    if strategy not in ("ddp", "fsdp"):
+        raise DiptychError(f'strategy cannot be "{strategy}"; valid: ddp, fsdp')
+    if strategy == "fsdp" and processes() == 1:
+        raise DiptychError("--strategy fsdp shares the model out among processes: give --devices or --nodes too")
+    if plan.order.batch % processes():
+        even = plan.order.batch - plan.order.batch % processes()
+        raise DiptychError(f"--batch {plan.order.batch} is no multiple of the {processes()} processes; {even} would be")
     where = choose_device(device)
     if where == "cuda" and processes() > 1:
         where = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -101,15 +122,15 @@ def train(
     folder = TrainingFolder(Path(out), identity)
     leads = rank_and_world()[0] == 0
     if leads:
-        folder.open()
-    judge = zero_shot_on(evaluate) if evaluate is not None and leads else None
+        folder.refuse_others()
+    judge = zero_shot_on(evaluate) if evaluate is not None and (leads or strategy == "fsdp") else None
     if check and not folder.steps():
         from diptych.training.check import overfit
 
         verdict = overfit(clip.to(where), pairs, plan)
         (say or print)(verdict)
-    with torch.random.fork_rng(devices=[]):
-        return Run(plan, clip.to(where), pairs, folder, workers, judge).go(progress)
+    with torch.random.fork_rng(devices=[]), others_may_be_gone():
+        return Run(plan, clip.to(where), pairs, folder, workers, judge, strategy).go(progress)
 
 
 def open_model(model: str | CLIP, seed: int) -> CLIP:
@@ -143,19 +164,33 @@ class Run:
     folder: TrainingFolder | None
     workers: int = 0
     judge: ZeroShot | None = None
+    strategy: Strategy = "ddp"
     batches: Batches = field(init=False)
     loop: Loop = field(init=False)
     trainable: dict[str, Tensor] = field(init=False)
     average: dict[str, Tensor] = field(init=False)
-    seen: tuple[Batch, list[str], Embeddings] | None = None
+    result: CLIP = field(init=False)  # what takes the whole weights at the end
+    moving: set[str] | None = None
+    seen: tuple[Batch, list[str]] | None = None
 
     def __post_init__(self) -> None:
         plan, objective = self.plan, self.plan.objective
+        engine = runtime(self.clip.device)
         torch.manual_seed(plan.order.seed)
         objective.prepare(self.clip, self.pairs, plan.order.seed)
         if objective.heads is not None:
             objective.heads.to(self.clip.device)
+        if plan.recipe.patch_dropout:
+            need_patches(self.clip)
+        if plan.recipe.checkpoint:
+            self.clip.image.set_checkpoint()
+            self.clip.text.set_checkpoint()
         self.trainable = self.choose()
+        self.result = self.clip
+        if self.strategy == "fsdp":
+            self.result = blank(self.clip)
+            shard(self.clip)
+            self.trainable = self.choose()  # the same names, now of parts
         self.batches = Batches(
             self.pairs, self.clip, objective, plan.order, plan.recipe.crop, self.workers, rank_and_world()
         )
@@ -167,6 +202,7 @@ class Run:
             schedule=plan.schedule(),
             clip=plan.recipe.clip or None,
             strict=False,
+            run=engine,
         )
         self.average = {n: t.detach().clone() for n, t in self.trainable.items()} if plan.recipe.ema else {}
 
@@ -186,21 +222,42 @@ class Run:
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, ids: list[str]) -> dict[str, Tensor]:
-        """The terms of one batch. Dropout draws from (seed, step, process) alone."""
-        plan, objective, chunk = self.plan, self.plan.objective, self.plan.recipe.chunk
-        rank, world = self.batches.share
-        torch.manual_seed(hash((plan.order.seed, batch.step, rank)) & 0x7FFFFFFF)
-        phase = objective.phase(batch.step, plan.steps)
-        if chunk and chunk < len(batch):
-            parts = [batch.rows(slice(i, i + chunk)) for i in range(0, len(batch), chunk)]
-            embeddings = embed_in_chunks(lambda part: objective.embed(self.clip, part), parts)
-        else:
-            embeddings = objective.embed(self.clip, batch)
-        self.seen = (batch, ids, embeddings)
-        if world > 1:
+        """The terms of one batch."""
+        objective = self.plan.objective
+        phase = objective.phase(batch.step, self.plan.steps)
+        self.seen = (batch, ids)
+        embeddings = self.embed(batch)
+        if self.batches.share[1] > 1 and not objective.per_process:
             embeddings, batch = gathered(embeddings, batch)
-        terms = objective.loss(embeddings, self.clip, batch)
+        if self.plan.recipe.repeats:
+            keys = (batch.index,) if batch.text_ids is None else (batch.index, batch.text_ids)
+            batch = replace(batch, same=groups_of(*keys))
+        try:
+            terms = objective.loss(embeddings, self.clip, batch)
+        except RuntimeError as error:
+            if self.strategy == "fsdp" and "DTensor" in str(error):
+                raise DiptychError(
+                    f"{objective.system()} uses a tower's weights in its loss, and with --strategy fsdp no process has "
+                    "them whole; use ddp"
+                ) from error
+            raise
         return {k: v for k, v in terms.items() if phase.terms is None or k in phase.terms}
+
+    def embed(self, batch: Batch) -> Embeddings:
+        """This process's rows. Dropout draws from (seed, step, process) alone."""
+        recipe, seed = self.plan.recipe, self.plan.order.seed
+        torch.manual_seed(hash((seed, batch.step, self.batches.share[0])) & 0x7FFFFFFF)
+
+        def embed(part: Batch) -> Embeddings:
+            if not recipe.patch_dropout:
+                return self.plan.objective.embed(self.clip, part)
+            with random_patches(self.clip, 1 - recipe.patch_dropout, seed, part):
+                return self.plan.objective.embed(self.clip, part)
+
+        if not 0 < recipe.chunk < len(batch):
+            return embed(batch)
+        starts = range(0, len(batch), recipe.chunk)
+        return embed_in_chunks(embed, [batch.rows(slice(i, i + recipe.chunk)) for i in starts])
 
     def step(self, step: int, batch: Batch, ids: list[str]) -> Step:
         """One update of the weights."""
@@ -208,21 +265,26 @@ class Run:
         self.hold(objective.phase(step, self.plan.steps).trains)
         batch = to(batch, self.clip.device)
         try:
-            done = self.loop.step(step, lambda _: self.loss(batch, ids))
+            done = self.loop.step(step, lambda _: self.loss(batch, ids), self.moving)
         except Diverged as error:
             raise self.diverged(error) from error
         objective.after_step(self.clip)
         if self.average:
+            averages, weights = ([local(t) for t in held.values()] for held in (self.average, self.trainable))
             with torch.no_grad():
-                torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                    list(self.average.values()), list(self.trainable.values()), 1 - self.plan.recipe.ema
-                )
+                torch._foreach_lerp_(averages, weights, 1 - self.plan.recipe.ema)  # pyright: ignore[reportPrivateImportUsage]
         self.seen = None
         return done
 
     def hold(self, patterns: tuple[str, ...]) -> None:
         """Only parameters that a pattern of the phase fits move."""
-        moving = set(self.trainable if patterns == ("*",) else matching(self.trainable, ",".join(patterns), "freeze"))
+        if patterns == ("*",):
+            moving = set(self.trainable)
+        else:
+            moving = set(matching(self.trainable, ",".join(patterns), "freeze"))
+        if self.strategy == "fsdp":  # whether a sharded parameter wants a gradient is settled at its first use
+            self.moving = moving
+            return
         for name, parameter in self.trainable.items():
             parameter.requires_grad_(name in moving)
 
@@ -230,16 +292,14 @@ class Run:
         """The error with the pairs of the batch and the first tensor that is no number."""
         if self.seen is None:
             return error
-        batch, ids, embeddings = self.seen
-        tensors = {
-            **{f"pixels of {ids[row]}": pixels for row, pixels in enumerate(batch.pixels)},
-            **{f"parameter {name}": tensor for name, tensor in self.trainable.items()},
-            **{f"the {name} embedding": rows for name, rows in embeddings.items()},
-        }
-        culprit = next((name for name, tensor in tensors.items() if not bool(tensor.detach().isfinite().all())), None)
+        batch, ids = self.seen
+        pixels = dict(zip(ids, batch.pixels, strict=True))
+        weights = dict(self.clip.named_parameters()) | self.trainable
+        culprit = first_broken(pixels, weights, self.clip, lambda: self.embed(batch))
         where = ""
         if self.folder is not None:
-            place = self.folder.path / "broken.json"
+            rank = self.batches.share[0]
+            place = self.folder.path / (f"broken-{rank}.json" if rank else "broken.json")
             about = {"error": str(error), "tensor": culprit, "pairs": ids}
             write_atomically(place, json.dumps(about, indent=1).encode())
             where = f"; all {len(ids)} are in {place}"
@@ -252,22 +312,24 @@ class Run:
         folder, plan = self.folder, self.plan
         assert folder is not None
         leads = self.batches.share[0] == 0
-        found = folder.last()
-        done = self.take_up(found) if found else 0
-        rows = folder.begin(done) if leads else []
+        done = self.resume(folder)
+        rows = [row for row in folder.rows() if row["step"] <= done] if leads else []
         spent = rows[-1]["seconds"] if rows else 0.0
         start = last = time.perf_counter()
         self.clip.train()
-        with writers(folder.path) if leads else contextlib.nullcontext([]) as loggers:
+        with contextlib.ExitStack() as stack:
+            loggers: list[Writer] = []
             for step, (batch, ids) in enumerate(self.batches.run(done, plan.steps), done):
                 made = self.step(step, batch, ids)
-                now = time.perf_counter()
-                row = self.row(step, made) | {"samples_per_second": plan.order.batch / (now - last)}
-                last = now
+                speed = plan.order.batch / (time.perf_counter() - last)
+                if leads and step == done:  # nothing is written before a first step has been possible
+                    folder.open()
+                    folder.begin(done)
+                    loggers = stack.enter_context(writers(folder.path, done, folder.identity))
+                row = self.row(step, made) | {"samples_per_second": speed}
                 finished = step + 1
-                if leads and self.judge and (finished % plan.look == 0 or finished == plan.steps):
+                if self.judge and (finished % plan.look == 0 or finished == plan.steps):
                     row["accuracy"] = self.judge.accuracy(self.clip)
-                    last = time.perf_counter()
                 row["seconds"] = spent + time.perf_counter() - start
                 if leads:
                     rows.append(row)
@@ -276,9 +338,29 @@ class Run:
                         log(row)
                     if progress:
                         progress(row, plan)
-                    if finished % plan.save == 0 or finished == plan.steps:
-                        folder.save(finished, self.tensors(), self.state())
-        return self.finish(rows) if leads else Trained(folder.path, self.clip, [], [])
+                if finished % plan.save == 0 or finished == plan.steps:
+                    self.save(folder, finished)
+                last = time.perf_counter()
+        return self.finish(rows)
+
+    def save(self, folder: TrainingFolder, finished: int) -> None:
+        """A checkpoint, by the first process."""
+        leads = self.batches.share[0] == 0
+        if leads or self.strategy == "fsdp":
+            tensors = self.tensors()
+            if leads:
+                folder.save(finished, tensors, self.state())
+
+    def resume(self, folder: TrainingFolder) -> int:
+        """Go on from the last checkpoint; -> the steps that are done, the same in all processes."""
+        found = folder.last()
+        done = int(of_first(torch.tensor(found.step if found else 0, device=self.clip.device)))
+        if done != (found.step if found else 0):
+            raise DiptychError(
+                f"the first process goes on from step {done}, which {folder.checkpoints} does not have here: --out "
+                "must lie where all machines see it"
+            )
+        return self.take_up(found) if found else 0
 
     def row(self, step: int, made: Step) -> Row:
         epoch = (step + 1) / self.plan.order.steps_per_epoch
@@ -296,7 +378,13 @@ class Run:
             "optimiser": self.loop.state(),
             "average": self.average,
         }
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        leads, found = self.batches.share[0] == 0, {}
+        for part, tensors in parts.items():
+            for name, tensor in tensors.items():
+                full = whole(tensor)
+                if leads:
+                    found[f"{part}.{name}"] = full.cpu() if is_sharded(tensor) else full
+        return found
 
     def state(self) -> dict[str, Any]:
         return {"set_aside": [(i, one.id, one.reason) for i, one in sorted(self.batches.set_aside.items())]}
@@ -304,40 +392,48 @@ class Run:
     def take_up(self, found: Checkpoint) -> int:
         """Go on from a checkpoint; -> the steps that are done."""
         heads = self.plan.objective.heads
-        self.clip.load_state_dict(found.part("clip"))
+        load_parts(self.clip, found.part("clip"))
         if heads is not None:
             heads.load_state_dict(found.part("heads"))
         self.plan.objective.load_state(found.part("objective"))
         self.loop.load_state(found.part("optimiser"))
         for name, tensor in found.part("average").items():
-            self.average[name].copy_(tensor)
+            self.average[name] = part_of(tensor, self.average[name])
         self.batches.set_aside |= {i: SetAside(one, why) for i, one, why in found.state["set_aside"]}
         return found.step
 
     def finish(self, rows: list[Row]) -> Trained:
-        """The final model, and the report."""
+        """The final model, and the report, by the first process."""
         from diptych.training.pages import write_report
 
-        folder, clip = self.folder, self.clip
+        folder, clip = self.folder, self.result
         assert folder is not None
         with torch.no_grad():
             for name, tensor in self.average.items():
-                self.trainable[name].copy_(tensor)
+                local(self.trainable[name]).copy_(local(tensor))
+        if clip is not self.clip:
+            full = {name: whole(tensor) for name, tensor in self.clip.state_dict().items()}
+            clip.load_state_dict(full, assign=True)
+        if self.batches.share[0] != 0:
+            return Trained(folder.path, clip, [], [])
         clip.__dict__.pop("fingerprint", None)  # its weights are others now
         clip.eval().requires_grad_(False)
-        layout = "open_clip" if (clip.origin or {}).get("library") == "open_clip" else "diptych"
-        save(clip, folder.path / "model", layout=layout)
+        can = forms(clip)
+        save(clip, folder.path / "model", layout="open_clip" if can["open_clip"] == YES else "diptych")
+        left_out = [name for name, _ in self.plan.objective.heads.named_children()] if self.plan.objective.heads else []
+        write_card(folder.path / "model", self.plan.objective.system(), can, left_out)
         aside = [*getattr(self.pairs, "set_aside", ()), *self.batches.set_aside.values()]
-        about = folder.identity | provenance()
+        about = folder.identity | provenance() | {"can become": can}
         write_report(folder.path / "report.html", self.plan, self.pairs.source, len(self.pairs), rows, aside, about)
-        return Trained(folder.path, clip, rows, aside)
+        return Trained(folder.path, clip, rows, aside, can)
 
 
 def to(batch: Batch, device: torch.device) -> Batch:
     texts = {role: tokens.to(device) for role, tokens in batch.texts.items()}
     extra = {name: tensor.to(device) for name, tensor in batch.extra.items()}
     pixels = batch.pixels.pin_memory() if device.type == "cuda" else batch.pixels
-    return Batch(batch.index.to(device), pixels.to(device, non_blocking=True), texts, extra, batch.step)
+    ids = None if batch.text_ids is None else batch.text_ids.to(device)
+    return Batch(batch.index.to(device), pixels.to(device, non_blocking=True), texts, extra, batch.step, ids)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -345,32 +441,8 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gathered(embeddings: Embeddings, batch: Batch) -> tuple[Embeddings, Batch]:
-    """Rows of all processes; every process then has the loss of the whole batch."""
+    """Rows of all processes, and which are this one's; losses of all rows and of own ones get the right gradients."""
     extra = {name: gather(rows) for name, rows in batch.extra.items()}
-    whole = replace(batch, index=gather(batch.index), extra=extra)
-    return gather_embeddings(embeddings, with_gradient=False), whole
-
-
-@contextlib.contextmanager
-def writers(folder: Path) -> Iterator[list[Callable[[Row], None]]]:
-    """Where metrics go beside metrics.csv: TensorBoard where it is installed, W&B where a project is named."""
-    import importlib.util
-
-    loggers: list[Callable[[Row], None]] = []
-    with contextlib.ExitStack() as stack:
-        if importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            board = stack.enter_context(SummaryWriter(str(folder / "tensorboard")))
-
-            def to_board(row: Row) -> None:
-                for name, value in row.items():
-                    board.add_scalar(name, value, int(row["step"]))
-
-            loggers.append(to_board)
-        if os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb"):
-            import wandb
-
-            run: Any = stack.enter_context(wandb.init(dir=str(folder), name=folder.name))
-            loggers.append(lambda row: run.log(row, step=int(row["step"])))
-        yield loggers
+    texts = None if batch.text_ids is None else gather(batch.text_ids)
+    everyone = replace(batch, index=gather(batch.index), extra=extra, text_ids=texts, own=own_rows(len(batch)))
+    return gather_embeddings(embeddings), everyone

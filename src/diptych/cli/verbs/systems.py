@@ -68,10 +68,12 @@ def show(verb: str, found: "list[System]") -> None:
 
     console = Console(highlight=False)
     console.print(f"\n{verb}", style="bold underline")
+    each = {system.name: system.per_process for system in found}
     for name, summary, needs, trains, cost, new in map(words, found):
         console.print(name, style="bold")
         console.print(Padding(summary, (0, 0, 0, 2)))
         facts = f"needs {needs} · trains {trains} · works on {cost} · new classes: {new}"
+        facts += f" · several processes: {each[name]}" if each[name] else ""
         console.print(Padding(facts, (0, 0, 0, 2)), style="dim")
     console.print(
         "\n`diptych systems NAME` shows a method's settings; `--set NAME.FIELD=VALUE` changes one.", style="dim"
@@ -83,6 +85,8 @@ def show_one(system: "System") -> None:
     print((module.__doc__ or "").strip())
     print(f"\nneeds: {system.needs}\ntrains: {system.trains}\nworks on: {system.cost}")
     print(f"names new classes: {'yes' if system.names_new_classes else 'no'}")
+    if system.family == "pretrain":
+        print(f"several processes: {system.per_process or 'as one, on the batch of all'}")
     recipe = getattr(find(system.family, system.name), "recipe", None)
     if recipe is not None:
         print("\nrecipe:")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diptych.training.run import Trained
 
 PLACE = 3
+JOIN = 900  # seconds that the machines of a run wait for each other at its start
 LINES = 20  # of progress, where the output is no terminal
 EXAMPLES = """
 diptych train clip --data scenes:4096 --model ViT-S-16 --epochs 2
@@ -57,11 +58,13 @@ def options(parser: Parser) -> None:
     add("--eval-every", type=read.whole("--eval-every"), metavar="N", help="steps (default: a tenth of the run)")
     add("--save-every", type=read.whole("--save-every"), metavar="N", help="steps between checkpoints")
     add("--seed", type=read.whole("--seed", 0), default=0, metavar="N", help="of weights, order and crops (default 0)")
-    add("--workers", type=read.whole("--workers", 0), default=2, metavar="N", help="threads that load (default 2)")
+    add("--workers", type=read.whole("--workers", 0), default=2, metavar="N",
+        help="threads that load (default 2); they change nothing else and may outnumber the shards")  # fmt: skip
     add("--device", type=read.device, metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
     add("--devices", type=read.whole("--devices"), default=1, metavar="N", help="processes on this machine")
     add("--nodes", type=read.whole("--nodes"), default=1, metavar="N",
         help="machines; each runs this command with NODE_RANK, MASTER_ADDR and MASTER_PORT set")  # fmt: skip
+    add("--strategy", choices=("ddp", "fsdp"), help="ddp: each process has the whole model (default); fsdp: a part")
     add("--out", type=read.run_folder, metavar="DIR", help="the run's folder; one of the same run is continued")
 
 
@@ -72,6 +75,8 @@ def run(given: argparse.Namespace) -> int:
     for key, _ in given.settings:
         if key.partition(".")[0] not in (given.system, "recipe"):
             raise DiptychError(f"--set {key} has no effect: this run has {given.system}.FIELD and recipe.FIELD")
+    if given.strategy and given.devices * given.nodes == 1 and "WORLD_SIZE" not in os.environ:
+        raise DiptychError("--strategy is for several processes: give --devices or --nodes too")
     if given.devices * given.nodes > 1 and "WORLD_SIZE" not in os.environ:
         return launch(given.devices, given.nodes)
     from rich.console import Console
@@ -92,6 +97,7 @@ def run(given: argparse.Namespace) -> int:
             rate=given.rate,
             workers=given.workers,
             device=given.device,
+            strategy=given.strategy or "ddp",
             seed=given.seed,
             save_every=given.save_every,
             evaluate=given.eval,
@@ -107,10 +113,13 @@ def run(given: argparse.Namespace) -> int:
 
 
 def launch(devices: int, nodes: int) -> int:
-    """The same words again, in several processes, by torchrun."""
-    import subprocess
+    """The same words again, in several processes, by torchrun; -> the exit code of the first that failed."""
+    from torch.distributed import DistError
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    words = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={devices}"]
+    words, where = [f"--nproc-per-node={devices}"], "here"
     if nodes == 1:
         words.append("--standalone")
     else:
@@ -120,7 +129,18 @@ def launch(devices: int, nodes: int) -> int:
             raise DiptychError(f"--nodes {nodes} needs {', '.join(missing)} in the environment of each machine")
         rank, address, port = (os.environ[name] for name in needed)
         words += [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
-    return subprocess.run([*words, "-m", "diptych", *sys.argv[1:]]).returncode
+        words.append(f"--rdzv-conf=timeout={JOIN}")
+        where = f"at {address}:{port}"
+    try:
+        torchrun.run(torchrun.parse_args([*words, "-m", "diptych", *sys.argv[1:]]))
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+    except DistError as error:
+        reason = str(error).splitlines()[0]
+        raise DiptychError(f"the {nodes} machines of this run did not find each other {where}: {reason}") from error
+    return 0
 
 
 class Progress:
@@ -165,10 +185,13 @@ def words_of(row: dict[str, float]) -> str:
 
 
 def show(made: "Trained", console: "Console") -> None:
+    from diptych.core.forms import said
     from diptych.data.pairs import summary
 
     if made.set_aside:
         console.print(summary(made.set_aside), markup=False)
     model = made.folder / "model"
     console.print(f"{made.folder / 'report.html'}  {model}", markup=False, soft_wrap=True)
+    if made.forms:
+        console.print(f"This model {said(made.forms)}", markup=False, soft_wrap=True)
     console.print(f"\nNext: diptych compare ./photos --model {model}", markup=False, soft_wrap=True)

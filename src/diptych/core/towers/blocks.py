@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diptych.core.recompute import recomputed
 from diptych.core.tower import Prompts, Tap, Tokens, Tower, put_words
 from diptych.core.towers.packing import pack, parts, shared_start
 from diptych.errors import DiptychError, Unsupported
@@ -60,6 +61,9 @@ class TransformerTower(Tower):
     ) -> tuple[Tensor, Tensor | None]:
         """Block `index` on [B, N, W]: its result, and its attention probabilities where asked for."""
         raise NotImplementedError
+
+    def set_checkpoint(self, on: bool = True) -> None:
+        self.checkpoint = on
 
     def check(self, prompts: Prompts, taps: Sequence[Tap]) -> None:
         """Raise for prompts and taps that name a block or a place which is not there."""
@@ -114,7 +118,7 @@ class TransformerTower(Tower):
             texts = pack(hidden[part], tokens.take(part, trim=False), shared)
             packed = texts.hidden
             for i in range(self.depth):
-                packed, _ = self.block(i, packed, texts.mask, False)
+                packed = self._step(i, packed, texts.mask, (), {})
             done.append(texts.unpack(packed))
         return torch.cat(done)
 
@@ -126,7 +130,11 @@ class TransformerTower(Tower):
         self, i: int, hidden: Tensor, mask: Tensor | None, taps: Sequence[Tap], taken: dict[Tap, Tensor]
     ) -> Tensor:
         attention = Tap(i, "attention")
-        hidden, probs = self.block(i, hidden, mask, attention in taps)
+        if self.checkpoint and torch.is_grad_enabled() and attention not in taps:
+            trains = any(p.requires_grad for p in self.parameters())
+            hidden, probs = recomputed(lambda x: (self.block(i, x, mask, False)[0],), hidden, trains=trains)[0], None
+        else:
+            hidden, probs = self.block(i, hidden, mask, attention in taps)
         if probs is not None:
             taken[attention] = probs
         if Tap(i) in taps:
@@ -138,10 +146,13 @@ class TransformerTower(Tower):
 def only_patches(tower: Tower, choose: Callable[[int], Tensor]) -> Iterator[None]:
     """While it lasts, a picture tower's blocks see some patches alone: choose(N) -> their numbers [B, K], in 0..N-1.
 
-    The others are dropped after the position codes, which saves their whole cost. Raises Unsupported for a ConvNet.
+    The others are dropped after the position codes, which saves their whole cost. Raises Unsupported for a ConvNet,
+    DiptychError where patches are dropped already.
     """
     if not isinstance(tower, TransformerTower):
         raise tower.refuse("some patches alone")
+    if tower.patches is not None:
+        raise DiptychError("patches are dropped twice: by the system itself and by recipe.patch_dropout; leave one")
     tower.patches = choose
     try:
         yield
@@ -154,6 +165,9 @@ class StagedTower(Tower):
 
     modality = "image"
     transformer = False
+
+    def set_checkpoint(self, on: bool = True) -> None:
+        self.checkpoint = on
 
     def check(self, prompts: Prompts, taps: Sequence[Tap]) -> None:
         """Raise for what only a transformer can have, and for stages that are not there."""

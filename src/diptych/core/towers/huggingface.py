@@ -61,6 +61,9 @@ class BertText(TransformerTower):
         self.first_position = 0 if name == "BertModel" else config.pad_token_id + 1
         self.context_length = context_length or config.max_position_embeddings - self.first_position
 
+    def parts(self) -> list[nn.Module]:
+        return list(self.model.encoder.layer)
+
     def forward(
         self, inputs: Tensor | Tokens, *, prompts: Prompts = (), taps: Sequence[Tap] = (), tokens: bool = False
     ) -> TowerOutput:
@@ -111,7 +114,7 @@ class BertText(TransformerTower):
 
 
 class OtherText(Tower):
-    """Any other Hugging Face text encoder, run as a whole: embeddings and tokens, no prompts and no taps."""
+    """Any other Hugging Face text encoder, run as a whole: embeddings and tokens, no prompts, taps, checkpointing."""
 
     modality = "text"
     transformer = False
@@ -154,6 +157,9 @@ class _CLIPHalf(TransformerTower):
     """The blocks of Hugging Face's CLIP, the same in both halves."""
 
     model: Any
+
+    def parts(self) -> list[nn.Module]:
+        return list(self.model.encoder.layers)
 
     def block(
         self, index: int, hidden: Tensor, mask: Tensor | None, probabilities: bool

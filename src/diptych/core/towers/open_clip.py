@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.core.recompute import run_stage
 from diptych.core.tower import Projection, Prompts, Tap, Tokens, TowerOutput
 from diptych.core.towers.blocks import (
     StagedTower,
@@ -30,6 +31,9 @@ class _ResBlocks(TransformerTower):
 
     def blocks(self) -> nn.ModuleList:
         return self.get_submodule(self.path)  # type: ignore[return-value]
+
+    def parts(self) -> list[nn.Module]:
+        return list(self.blocks())
 
     def take_shape(self, transformer: Any) -> None:
         self.width, self.depth = transformer.width, len(transformer.resblocks)
@@ -222,6 +226,9 @@ class ResNetImage(StagedTower):
         self.width = self.visual.attnpool.q_proj.in_features
         self.embed_dim = self.visual.output_dim
 
+    def parts(self) -> list[nn.Module]:
+        return [self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4]
+
     def forward(
         self, inputs: Tensor | Tokens, *, prompts: Prompts = (), taps: Sequence[Tap] = (), tokens: bool = False
     ) -> TowerOutput:
@@ -230,8 +237,8 @@ class ResNetImage(StagedTower):
         visual = self.visual
         hidden = visual.stem(inputs)
         taken = {}
-        for i, stage in enumerate((visual.layer1, visual.layer2, visual.layer3, visual.layer4)):
-            hidden = stage(hidden)
+        for i, stage in enumerate(self.parts()):
+            hidden = run_stage(stage, hidden, self.checkpoint)
             if Tap(i) in taps:
                 taken[Tap(i)] = hidden
         last = hidden.flatten(2).transpose(1, 2) if tokens else None

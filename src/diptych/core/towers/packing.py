@@ -31,9 +31,11 @@ class Packed:
 def shared_start(tokens: Tokens, prompts: Prompts) -> int:
     """Leading tokens that are the same in all texts: the start token and the prompts after it; 0: not worth packing."""
     first = [p for p in prompts if p.at == "start"]
+    if not first:
+        return 0
     same = all(p.tokens.dim() == 2 for p in first) and bool((tokens.ids[:, 0] == tokens.ids[0, 0]).all())
     deep = any(p.block for p in prompts)
-    return 1 + sum(p.tokens.shape[-2] for p in first) if first and same and not deep and len(tokens) > 1 else 0
+    return 1 + sum(p.tokens.shape[-2] for p in first) if same and not deep and len(tokens) > 1 else 0
 
 
 def pack(hidden: Tensor, tokens: Tokens, shared: int) -> Packed:

@@ -31,6 +31,9 @@ class ViTImage(TransformerTower):
         self.embed_dim = embed_dim
         self.width, self.depth = self.trunk.embed_dim, len(self.trunk.blocks)
 
+    def parts(self) -> list[nn.Module]:
+        return list(self.trunk.blocks)
+
     def forward(
         self, inputs: Tensor | Tokens, *, prompts: Prompts = (), taps: Sequence[Tap] = (), tokens: bool = False
     ) -> TowerOutput:
@@ -90,7 +93,8 @@ def attention_of(attention: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
 class StagesImage(StagedTower):
     """Any other timm model, run as a whole: ConvNeXt, ResNets, EfficientNets, and transformers with other blocks.
 
-    Taps are the maps [B, C, H, W] of `forward_intermediates`; its stages are the blocks.
+    Taps are the maps [B, C, H, W] of `forward_intermediates`; its stages are the blocks. Checkpointing is timm's own:
+    batch norms move their running statistics in both passes.
     """
 
     def __init__(self, trunk: nn.Module, head: nn.Module, embed_dim: int) -> None:
@@ -101,6 +105,9 @@ class StagesImage(StagedTower):
         self.kind = f"timm.{type(trunk).__name__}"
         self.width = self.trunk.num_features
         self.depth = len(self.trunk.feature_info)
+
+    def set_checkpoint(self, on: bool = True) -> None:
+        self.trunk.set_grad_checkpointing(on)
 
     def forward(
         self, inputs: Tensor | Tokens, *, prompts: Prompts = (), taps: Sequence[Tap] = (), tokens: bool = False

@@ -24,12 +24,12 @@ from diptych.data.descriptions import (
     Bank,
     answers_file,
     describe,
-    language_model,
     lookup,
     random_words,
     read_bank,
     shuffled,
 )
+from diptych.data.language_model import language_model
 from diptych.data.support import Support
 from diptych.errors import DiptychError, Unsupported, nearest
 from diptych.methods.adapt.parts.adapter import Adapter, Needs, Work

@@ -31,7 +31,7 @@ class Clip(Objective):
 
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
         image, text = (F.normalize(embeddings[name], dim=-1) for name in ("image", "text"))
-        return {"contrastive": softmax_contrastive(image, text, clip.logit_scale)}
+        return {"contrastive": softmax_contrastive(image, text, clip.logit_scale, ids=batch.same, part=batch.own)}
 
     @torch.no_grad()
     def after_step(self, clip: CLIP) -> None:

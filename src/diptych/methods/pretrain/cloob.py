@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from diptych.core.clip import CLIP
-from diptych.losses.loob import retrieved_loob
+from diptych.engine.distributed import local_loob
+from diptych.losses.contrastive import softmax_contrastive
 from diptych.methods.pretrain.parts.contrast import unit
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, Objective, PairsLike, Recipe
 
@@ -25,11 +26,13 @@ from diptych.methods.pretrain.parts.objective import Batch, Embeddings, Objectiv
 @dataclass(frozen=True)
 class Config:
     """beta: how sharply rows retrieve (0: the batch's mean; large: themselves); scale: the multiplier of the cosine,
-    1/tau, which stays where it is; with recipe.freeze empty it is learned, up to max_scale."""
+    1/tau, which stays where it is; with recipe.freeze empty it is learned, up to max_scale; start: steps by clip's loss
+    first, after which rows are apart and retrieval tells them from each other (not published)."""
 
     beta: float = 8.0
     scale: float = 30.0
     max_scale: float = 100.0
+    start: int = 0
 
 
 class Cloob(Objective):
@@ -45,7 +48,9 @@ class Cloob(Objective):
 
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
         image, text = unit(embeddings, "image", "text")
-        return {"loob": retrieved_loob(image, text, self.config.beta, clip.logit_scale)}
+        if batch.step < self.config.start:
+            return {"contrastive": softmax_contrastive(image, text, clip.logit_scale, part=batch.own)}
+        return {"loob": local_loob(image[batch.own], text[batch.own], self.config.beta, clip.logit_scale)}
 
     @torch.no_grad()
     def after_step(self, clip: CLIP) -> None:

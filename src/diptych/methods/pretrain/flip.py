@@ -11,14 +11,10 @@ against 68.6 of CLIP in the same epochs (ViT-L/16, LAION-400M, table 1), 70.1 af
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from diptych.core.clip import CLIP
-from diptych.core.towers.blocks import only_patches
-from diptych.methods.pretrain.parts.chance import chances
 from diptych.methods.pretrain.parts.contrast import Contrast
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairsLike, Phase, Recipe
+from diptych.methods.pretrain.parts.patches import need_patches, random_patches
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,7 @@ class Flip(Contrast):
 
     def prepare(self, clip: CLIP, pairs: PairsLike, seed: int) -> None:
         self.seed, self.whole = seed, False
-        with only_patches(clip.image, lambda count: torch.arange(count)[None]):
-            pass  # refuses a ConvNet before the first step
+        need_patches(clip)
 
     def phase(self, step: int, steps: int) -> Phase:
         self.whole = step >= round((1 - self.config.finish) * steps)
@@ -47,11 +42,5 @@ class Flip(Contrast):
     def embed(self, clip: CLIP, batch: Batch) -> Embeddings:
         if self.whole:
             return super().embed(clip, batch)
-
-        def kept(count: int) -> Tensor:
-            """[B, K] numbers of the patches that are seen: the first of a random order."""
-            most = max(1, round(self.config.keep * count))
-            return chances(self.seed, batch.step, batch.index, count).argsort(1)[:, :most]
-
-        with only_patches(clip.image, kept):
+        with random_patches(clip, self.config.keep, self.seed, batch):
             return super().embed(clip, batch)

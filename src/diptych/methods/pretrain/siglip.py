@@ -45,4 +45,6 @@ class SigLip(Objective):
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
         image, text = (F.normalize(embeddings[name], dim=-1) for name in ("image", "text"))
         assert clip.logit_bias is not None
-        return {"sigmoid": sigmoid_contrastive(image, text, clip.logit_scale, clip.logit_bias)}
+        own, first = image[batch.own], batch.own.start or 0
+        loss = sigmoid_contrastive(own, text, clip.logit_scale, clip.logit_bias, ids=batch.same, first=first)
+        return {"sigmoid": loss}

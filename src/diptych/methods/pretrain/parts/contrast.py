@@ -21,7 +21,7 @@ class Contrast(Objective):
 
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
         image, text = unit(embeddings, "image", "text")
-        return {"contrastive": softmax_contrastive(image, text, clip.logit_scale)}
+        return {"contrastive": softmax_contrastive(image, text, clip.logit_scale, ids=batch.same, part=batch.own)}
 
     @torch.no_grad()
     def after_step(self, clip: CLIP) -> None:

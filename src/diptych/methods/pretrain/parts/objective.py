@@ -43,13 +43,21 @@ class PairsLike(Protocol):
 @dataclass(frozen=True)
 class Batch:
     """What a step sees. index [B] int64, numbers of the pairs in the data; pixels [B, 3, H, W]; texts by role;
-    extra: tensors [B, ...] that the objective made of its pairs (`extra_of`)."""
+    extra: tensors [B, ...] that the objective made of its pairs (`extra_of`); text_ids [B] int64, equal where the texts
+    of the first role are.
+
+    For the loss, which is given the rows of all processes: own, those of this process; same [B] int64, equal where two
+    rows are one pair or have one text, None where none are.
+    """
 
     index: Tensor
     pixels: Tensor
     texts: dict[str, Tokens]
     extra: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
+    text_ids: Tensor | None = None
+    own: slice = field(default_factory=lambda: slice(None))
+    same: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -58,7 +66,8 @@ class Batch:
         """Some of its pairs: a chunk, or one process's share."""
         texts = {role: tokens.take(rows, trim=False) for role, tokens in self.texts.items()}
         extra = {name: tensor[rows] for name, tensor in self.extra.items()}
-        return replace(self, index=self.index[rows], pixels=self.pixels[rows], texts=texts, extra=extra)
+        ids = None if self.text_ids is None else self.text_ids[rows]
+        return replace(self, index=self.index[rows], pixels=self.pixels[rows], texts=texts, extra=extra, text_ids=ids)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,10 @@ class Recipe:
     none; crop: the least share of a picture's area that a training crop keeps (1: the plain picture);
     freeze: patterns of parameter names that stay as they are, such as towers.image.* ; slow: patterns of those that
     learn at `slow_rate` times the rate; chunk: pairs embedded at once (0: the whole batch), for batches beyond memory,
-    with equal gradients; ema: decay of an average of the weights, which is what is saved then (0: none).
+    with equal gradients; checkpoint: activations inside the towers' blocks are computed again in the backward pass, for
+    less memory and equal gradients; patch_dropout: the share of each picture's patches that the tower is not shown;
+    repeats: pairs of a batch that share a text belong together, where a system asks; ema: decay of an average of the
+    weights, which is what is saved then (0: none).
     """
 
     batch: int = 256
@@ -88,6 +100,9 @@ class Recipe:
     slow: str = ""
     slow_rate: float = 0.1
     chunk: int = 0
+    checkpoint: bool = False
+    patch_dropout: float = 0.0
+    repeats: bool = True
     ema: float = 0.0
 
 
@@ -105,6 +120,8 @@ class Objective:
 
     texts: the roles whose tokens a batch holds; `words` fills them. needs: in words, what it asks of the data.
     heads: what it trains beside the CLIP; in checkpoints, not in the final model.
+    per_process: why its loss is of each process's own rows, where a paper has it so; empty: of those of all, and
+    several processes are as one.
     """
 
     Config: ClassVar[type]
@@ -112,6 +129,8 @@ class Objective:
     texts: ClassVar[tuple[str, ...]] = ("text",)
     needs: ClassVar[str] = "pairs"
     trains: ClassVar[tuple[str, ...]] = ("both towers", "temperature")
+
+    per_process: ClassVar[str] = ""
 
     heads: nn.Module | None = None
 
@@ -140,7 +159,7 @@ class Objective:
 
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
         """Named scalars, whose sum is minimised. The rows, `batch.index` and `batch.extra` are those of all processes;
-        pixels and texts are this process's."""
+        pixels and texts are this process's. A scalar is the mean over all rows or over `batch.own` alone."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
@@ -160,7 +179,13 @@ class Objective:
     @classmethod
     def requirements(cls) -> dict[str, Any]:
         """What the tables of systems show."""
-        return {"needs": cls.needs, "trains": ", ".join(cls.trains), "cost": "both towers", "names_new_classes": True}
+        return {
+            "needs": cls.needs,
+            "trains": ", ".join(cls.trains),
+            "cost": "both towers",
+            "names_new_classes": True,
+            "per_process": cls.per_process,
+        }
 
 
 def settings_of(config: Any) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""cloob against clip, against itself from the first step, and against its two halves."""
+
+from collections.abc import Mapping
+
+from pretrain_worlds.parts import Arm, Held, Values, World, above, accuracies, effective_rank, pictures, sayings, styled
+from torch import Tensor
+
+from diptych.core.clip import CLIP
+from diptych.losses.contrastive import softmax_rows
+from diptych.losses.loob import info_loob, retrieve
+from diptych.methods.pretrain.cloob import Cloob
+from diptych.methods.pretrain.parts.contrast import unit
+from diptych.methods.pretrain.parts.objective import Batch, Embeddings
+from diptych.training.run import Trained
+
+COUNT, TEST, START = 4000, 600, 75
+
+
+class WithoutLoob(Cloob):
+    """Retrieval, and InfoNCE on what was retrieved."""
+
+    def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
+        x, y = unit(embeddings, "image", "text")
+        if batch.step < self.config.start:
+            return super().loss(embeddings, clip, batch)
+        beta, scale = self.config.beta, clip.logit_scale
+        images = softmax_rows(retrieve(x, x, beta), retrieve(y, x, beta), scale).mean()
+        return {"contrastive": images + softmax_rows(retrieve(y, y, beta), retrieve(x, y, beta), scale).mean()}
+
+
+class WithoutRetrieval(Cloob):
+    """InfoLOOB on the embeddings themselves."""
+
+    def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
+        x, y = unit(embeddings, "image", "text")
+        if batch.step < self.config.start:
+            return super().loss(embeddings, clip, batch)
+        return {"loob": info_loob(x, y, clip.logit_scale) + info_loob(y, x, clip.logit_scale)}
+
+
+def measure(name: str, trained: Trained, seed: int) -> Mapping[str, float]:
+    clip, test = trained.clip, styled(TEST, 1000 + seed)
+    images, texts = pictures(clip, test), sayings(clip, [pair.texts[0] for pair in test.items])
+    alike = images[:200] @ images[:200].T
+    return {
+        **accuracies(clip, images, test),
+        "rank of pictures": effective_rank(images),
+        "rank of texts": effective_rank(texts),
+        "cosine of pictures": float(alike.mean()),
+        "retrieves itself": float((8 * alike[:64, :64]).softmax(1).diagonal().mean()),
+    }
+
+
+def claims(found: Values) -> Mapping[str, bool]:
+    """Of the paper's effects, at this size."""
+    return {
+        claim: holds
+        for arm in ("cloob", "cloob, started by clip", "cloob 14.3, started by clip")
+        for claim, holds in {
+            **above(found, "rank of pictures", arm, "clip", 0),
+            **above(found, "zero-shot", arm, "clip", -1),
+        }.items()
+    } | above(found, "zero-shot", "cloob, started by clip", "retrieval alone", 0)
+
+
+def pairs(seed: int) -> Held:
+    return styled(COUNT, seed)
+
+
+LATE = {"cloob.start": START}
+WORLD = World(
+    about="Scenes of one thing: shape, colour, texture, background.",
+    arms={
+        "clip": lambda seed: Arm("clip", pairs(seed)),
+        "cloob": lambda seed: Arm("cloob", pairs(seed)),
+        "cloob, started by clip": lambda seed: Arm("cloob", pairs(seed), LATE),
+        "cloob 14.3, started by clip": lambda seed: Arm("cloob", pairs(seed), {**LATE, "cloob.beta": 14.3}),
+        "retrieval alone": lambda seed: Arm("cloob", pairs(seed), LATE, WithoutLoob),
+        "InfoLOOB alone": lambda seed: Arm("cloob", pairs(seed), LATE, WithoutRetrieval),
+    },
+    measure=measure,
+    claims=claims,
+    steps=300,
+    batch=64,
+    settings={
+        "recipe.rate": 2e-3, "recipe.weight_decay": 0.1, "recipe.beta2": 0.98, "recipe.eps": 1e-8,
+        "recipe.warmup": 30, "recipe.crop": 1.0, "recipe.cycles": 1,
+    },
+)  # fmt: skip
