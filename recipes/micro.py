@@ -54,6 +54,7 @@ EASY = 0.7  # share of the close-ups that are plain, not small and called by the
 SUBJECT = replace(SPEC, counts=(1, 2, 2, 3, 3), sizes=("large", "small", "small"))
 SUBJECTS = 0.6  # share of the last stage that is scenes of one large thing; the rest are any scenes
 STEPS, BATCH = {"close-ups": 450, "scenes": 900, "subjects": 1300}, 128
+FEW, MANY = 300, 8000  # scenes whose captions make the tokenizer
 PLACES = "towers.image.visual.positional_embedding"
 KINDS = ("short", "rewrite 1", "thing", "description", "shape")
 SHARES = {"close-ups": (0, 0, 0.3, 0.15, 0.55), "scenes": (0.28, 0.14, 0.4, 0.1, 0.08)}
@@ -161,7 +162,7 @@ def subject(seed: int, index: int) -> Pair:
     return Pair(record.id, record.image, (rng.choice(TEMPLATES).format(said),), {"scene": record})
 
 
-def make_tokenizer(scenes: int = 8000, seed: int = 1) -> FastTokenizer:
+def make_tokenizer(scenes: int, seed: int = 1) -> FastTokenizer:
     """Byte-level pairs, learned from captions in lower case: known words are one token, others are spelled."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
@@ -210,7 +211,7 @@ def stages(tiny: bool = False, seed: int = 0) -> dict[str, dict[str, Any]]:
 
 def arguments(tiny: bool) -> dict[str, Any]:
     """Those of the last and longest stage, from the start."""
-    return stages(tiny)["subjects"] | {"model": fresh_micro(make_tokenizer())}
+    return stages(tiny)["subjects"] | {"model": fresh_micro(make_tokenizer(FEW if tiny else MANY))}
 
 
 def grown(small: CLIP) -> CLIP:
@@ -225,7 +226,7 @@ def grown(small: CLIP) -> CLIP:
 def train(out: Path, tiny: bool = False, seed: int = 0) -> CLIP:
     """All stages; what is done already is not done again."""
     small = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"image_size": WINDOW}}
-    clip = fresh_micro(make_tokenizer(), small, seed)
+    clip = fresh_micro(make_tokenizer(FEW if tiny else MANY), small, seed)
     for name, given in stages(tiny, seed).items():
         clip = diptych.train(
             **given, model=grown(clip) if name == "scenes" else clip, out=out / name, progress=say

@@ -1,5 +1,6 @@
 """The two scores of micro's card on few scenes, written anew: the benchmark's own code is not asked."""
 
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -8,12 +9,13 @@ from diptych.core.clip import CLIP
 from diptych.data.scenes import Scenes, SceneSpec
 
 SPEC = SceneSpec(counts=(2, 3), held_out=0.2)  # micro was trained on the other four fifths of the combinations
+SMALL = replace(SPEC, sizes=("large", "small", "small"))
 
 
 def classification(clip: CLIP, scenes: int, seed: int, shift: int = 0) -> dict[str, float]:
-    """Which of 140 is the one large thing? shift: look at the next scenes' pictures instead."""
+    """Which of 140 is the one large thing among small ones? shift: look at the next scenes' pictures instead."""
     found = [
-        (r, [t for t in r.scene.things if t.size == "large"]) for r in islice(Scenes(SPEC, 10**6, seed), 3 * scenes)
+        (r, [t for t in r.scene.things if t.size == "large"]) for r in islice(Scenes(SMALL, 10**6, seed), 4 * scenes)
     ]
     chosen = [(record, large[0]) for record, large in found if len(large) == 1][:scenes]
     rows = clip.encode_text([f"a large {colour} {shape}" for colour, shape in SPEC.pairs])
