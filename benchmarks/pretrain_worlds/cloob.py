@@ -55,7 +55,7 @@ def claims(found: Values) -> Mapping[str, bool]:
     """Of the paper's effects, at this size."""
     return {
         claim: holds
-        for arm in ("cloob", "cloob, started by clip", "cloob 14.3, started by clip")
+        for arm in ("cloob", "cloob, started by clip", "cloob, started late", "InfoLOOB alone")
         for claim, holds in {
             **above(found, "rank of pictures", arm, "clip", 0),
             **above(found, "zero-shot", arm, "clip", -1),
@@ -67,16 +67,18 @@ def pairs(seed: int) -> Held:
     return styled(COUNT, seed)
 
 
-LATE = {"cloob.start": START}
+FIRST, LATE = {"cloob.start": START}, {"cloob.start": 200}
 WORLD = World(
-    about="Scenes of one thing: shape, colour, texture, background.",
+    about="Scenes of one thing: eight backgrounds, four styles, six colours; captions say all. Where an "
+    "arm says so, the first 75 (late: 200) of the 300 steps go by clip's loss. Rank: eigenvalues that hold 99% of the "
+    "covariance of held-out embeddings. Retrieves itself: its share in what a picture retrieves among 64.",
     arms={
         "clip": lambda seed: Arm("clip", pairs(seed)),
         "cloob": lambda seed: Arm("cloob", pairs(seed)),
-        "cloob, started by clip": lambda seed: Arm("cloob", pairs(seed), LATE),
-        "cloob 14.3, started by clip": lambda seed: Arm("cloob", pairs(seed), {**LATE, "cloob.beta": 14.3}),
-        "retrieval alone": lambda seed: Arm("cloob", pairs(seed), LATE, WithoutLoob),
-        "InfoLOOB alone": lambda seed: Arm("cloob", pairs(seed), LATE, WithoutRetrieval),
+        "cloob, started by clip": lambda seed: Arm("cloob", pairs(seed), FIRST),
+        "cloob, started late": lambda seed: Arm("cloob", pairs(seed), LATE),
+        "InfoLOOB alone": lambda seed: Arm("cloob", pairs(seed), FIRST, WithoutRetrieval),
+        "retrieval alone": lambda seed: Arm("cloob", pairs(seed), FIRST, WithoutLoob),
     },
     measure=measure,
     claims=claims,

@@ -51,7 +51,8 @@ def claims(found: Values) -> Mapping[str, bool]:
 
 
 WORLD = World(
-    about="Scenes of one thing",
+    about="Scenes of one thing: eight backgrounds, four styles, six colours; all captions in one template, and "
+    "four rewrites of each by rules. Zero-shot among 1,152 captions, in that template and in four that no text has.",
     arms={
         "clip": lambda seed: Arm("clip", pairs(seed)),
         "laclip": lambda seed: Arm("laclip", rewritten(seed)),
