@@ -6,8 +6,8 @@
 
 A system's world is one file, `pretrain_worlds/<system>.py`, that holds a `World` named WORLD: its arms (ways of
 training, with their data), what is measured of each, and what is claimed. Nothing is registered. All arms of a seed
-have the same first weights, the same order of pairs, and as many steps unless their name says so; they train by the project's own loop. With
-`--out FOLDER` runs and figures are kept, and the same command continues where it was stopped.
+have the same first weights, the same order of pairs, and as many steps unless their name says so; they train by the
+project's own loop. With `--out FOLDER` runs and figures are kept, and the same command goes on where it was stopped.
 
 The models are tiny (32 pixels, two blocks a tower: `pretrain_worlds/parts.py`), so that a run takes a minute or two of
 one core: the figures tell whether a system does what its paper says, not how good a model it makes.
