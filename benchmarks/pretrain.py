@@ -56,7 +56,7 @@ def run(world: World, name: str, seed: int, folder: Path) -> dict[str, float]:
             print(f"{name}, seed {seed}: step {row['step']:.0f} of {plan.steps}, loss {row['loss']:.3f}, "
                   f"{spent:.0f} s", file=sys.stderr)  # fmt: skip
 
-    clip, settings = world.model(seed), {**world.settings, **arm.settings}
+    clip, settings = (arm.model or world.model)(seed), {**world.settings, **arm.settings}
     plan = make_plan(
         arm.system, len(arm.pairs), settings, steps=arm.steps or world.steps, epochs=None, batch=world.batch, rate=None,
         seed=seed, save_every=75, eval_every=None,

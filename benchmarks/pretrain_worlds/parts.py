@@ -50,7 +50,8 @@ class Arm:
     """One way of training.
 
     settings: "<system>.<field>" and "recipe.<field>", on top of the world's. changed: the system with something taken
-    out, for an ablation. steps: others than the world's; to be compared with arms of as many.
+    out, for an ablation. steps: others than the world's; to be compared with arms of as many. model: what it starts
+    from, where that is not the world's.
     """
 
     system: str
@@ -58,6 +59,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     changed: type[Objective] | None = None
     steps: int | None = None
+    model: Callable[[int], CLIP] | None = None
 
 
 @dataclass(frozen=True)
@@ -262,3 +264,19 @@ def above(found: Values, what: str, arm: str, other: str | None, by: float) -> d
     difference = mean(found[arm][what]) - (mean(found[other][what]) if other is not None else 0.0)
     where = f"{by:+g} of {other}" if other is not None else f"{by:g}"
     return {f"{what}: {arm} above {where} ({difference:.3g})": difference > by}
+
+
+def zero_shot_on(clip: CLIP, images: Tensor, pairs: Held, spec: SceneSpec) -> dict[str, float]:
+    """Percent of pictures [N, D] whose colour, background and shape are found, and their mean under "zero-shot".
+
+    What is said of a word are other scenes' captions with it.
+    """
+    others = drawn(spec, 300, 5000).items
+    right = {
+        aspect: zero_shot(
+            clip, images, [pair.extra[aspect] for pair in pairs.items], options,
+            lambda word, aspect=aspect: [p.texts[0] for p in others if p.extra[aspect] == word],
+        )
+        for aspect, options in (("colour", spec.colours), ("background", spec.backgrounds), ("shape", spec.shapes))
+    }  # fmt: skip
+    return {"zero-shot": sum(right.values()) / len(right), **right}

@@ -73,6 +73,9 @@ def test_triples_as_pairs_and_by_number():
     triples = Triples(TripleSpec(), 20, 3)
     pair = triples.pairs()[7]
     assert pair.texts == (triples[7].text,) and pair.extra["classes"] == triples[7].classes
+    holes = Triples(TripleSpec(missing=0.5), 20)
+    for record, one in zip(holes, holes.pairs(), strict=True):
+        assert [name not in one.extra["missing"] for name in ("image", "text", "sound")] == list(record.present)
     assert (pair.extra["sound"] == Triples(TripleSpec(), 8, 3)[7].sound).all()
     assert (np.asarray(pair.picture()) == triples[7].picture).all()
 

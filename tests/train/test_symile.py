@@ -1,6 +1,7 @@
 """symile: the loss with a third modality, missing ones, and its effect: it sees an exclusive or, pairs do not."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,17 @@ from torch.nn import functional as F
 from diptych.core.tower import Tokens, TowerOutput
 from diptych.engine.loop import Optimiser, train
 from diptych.errors import DiptychError
-from diptych.losses.multilinear import pairwise_contrastive, pairwise_scores
 from diptych.methods.discover import find
 from diptych.methods.pretrain.clip import Clip
-from diptych.methods.pretrain.parts.objective import Batch, Embeddings
-from diptych.methods.pretrain.symile import Config, Symile, scores
+from diptych.methods.pretrain.parts.objective import Batch
+from diptych.methods.pretrain.symile import Config, Symile, Towers
 
 BITS, SIZE = 4, 16
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Three sets of bits; the first is the exclusive or of the others. The code may be missing."""
+    """Three sets of bits; the first is the exclusive or of the others."""
 
     number: int
     extra: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Pair:
 
 
 class Bits:
-    """`share` of the codes are missing."""
+    """`share` of the pictures, of the texts and of the codes are missing; something stands in their place."""
 
     source = "bits"
 
@@ -41,8 +41,11 @@ class Bits:
         rng = np.random.default_rng(seed)
         self.text, self.code = rng.integers(0, 2, (2, count, BITS)) * 2.0 - 1
         self.image = -self.text * self.code
-        codes = [None if gone else code for gone, code in zip(rng.random(count) < share, self.code, strict=True)]
-        self.pairs = [Pair(i, {"code": code}) for i, code in enumerate(codes)]
+        gone = rng.random((count, 3)) < share
+        missing = [tuple(n for n, out in zip(("image", "text", "code"), row, strict=True) if out) for row in gone]
+        self.pairs = [
+            Pair(i, {"code": c, "missing": m}) for i, (c, m) in enumerate(zip(self.code, missing, strict=True))
+        ]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -79,17 +82,10 @@ class Small(nn.Module):
 def batch_of(objective: Symile, pairs: Bits, index: list[int], step: int = 0) -> Batch:
     extra = [objective.extra_of(pairs[i], i) for i in index]
     codes = {name: torch.from_numpy(np.stack([e[name] for e in extra])) for name in extra[0]}
-    text = torch.from_numpy(pairs.text[index]).float()
+    there = torch.tensor(["text" not in pairs[i].extra["missing"] for i in index])[:, None]
+    text = torch.from_numpy(pairs.text[index]).float() * there  # zeros are no bits: the empty text
     tokens = Tokens(text, torch.ones_like(text).bool(), torch.zeros(len(index)))
     return Batch(torch.tensor(index), torch.from_numpy(pairs.image[index]).float(), {"text": tokens}, codes, step)
-
-
-class Pairwise(Symile):
-    """The baseline: the same towers, all pairs of modalities."""
-
-    def loss(self, embeddings: Embeddings, clip: Any, batch: Batch) -> dict[str, Tensor]:
-        rows = [F.normalize(row, dim=-1) for row in embeddings.values()]
-        return {"pairs": pairwise_contrastive(rows, clip.logit_scale)}
 
 
 def trained(objective: Symile, share: float = 0.0, batch: int = 128) -> tuple[Any, Symile]:
@@ -110,31 +106,38 @@ def trained(objective: Symile, share: float = 0.0, batch: int = 128) -> tuple[An
 
 
 @torch.no_grad()
-def right(clip: Any, objective: Symile, score: Any) -> float:
+def right(clip: Any, objective: Symile) -> float:
     """Share of pictures found among all 16 from their text and code, in 0..1."""
     every = torch.tensor([[1.0 if i >> b & 1 else -1.0 for b in range(BITS)] for i in range(2**BITS)])
     pairs = Bits(500, 2)
     rows = objective.embed(clip, batch_of(objective, pairs, list(range(500))))
-    best = score([rows["text"], rows["code"]], clip.image(every).embedding).argmax(1)
+    known = {name: rows[name] for name in ("text", "code")}
+    best = objective.scores(known, "image", clip.image(every).embedding, clip).argmax(1)
     return float((every[best] == torch.from_numpy(pairs.image)).all(1).float().mean())
 
 
-def pair_scores(known: list[Tensor], candidates: Tensor) -> Tensor:
-    return pairwise_scores([F.normalize(r, dim=-1) for r in known], F.normalize(candidates, dim=-1))
-
-
+@pytest.mark.parametrize("norm", ["unit", "layer"])
 @pytest.mark.parametrize("negatives", ["shuffled", "all"])
-def test_an_exclusive_or_is_seen(negatives: str):
-    clip, objective = trained(Symile(Config("code", negatives)), batch=128 if negatives == "shuffled" else 32)
-    assert right(clip, objective, scores) >= 0.95
+def test_an_exclusive_or_is_seen(negatives: str, norm: str):
+    objective = Symile(Config("code", negatives, norm))
+    assert right(*trained(objective, batch=128 if negatives == "shuffled" else 32)) >= 0.95
 
 
 def test_pairs_do_not_see_it():
-    assert right(*trained(Pairwise(Config("code"))), pair_scores) <= 0.2
+    assert right(*trained(Symile(Config("code", contrast="pairs")))) <= 0.2
 
 
-def test_missing_codes_are_lived_with():
-    assert right(*trained(Symile(Config("code")), share=0.4), scores) >= 0.95
+def test_any_modality_may_be_missing():
+    """Of two pairs in three something is."""
+    assert right(*trained(Symile(Config("code")), share=0.3)) >= 0.95
+
+
+def test_finished_towers_are_taken_up_without_the_pairs():
+    clip, objective = trained(Symile(Config("code", norm="layer", hidden=8)), share=0.3)
+    assert objective.heads is not None
+    again = Symile(objective.config)
+    again.restore(objective.heads.state_dict(), clip)
+    assert right(clip, again) == right(clip, objective)
 
 
 def rows(seed: int, count: int = 5) -> Tensor:
@@ -180,30 +183,41 @@ def test_shuffles_are_of_the_step_alone():
 def test_all_vectors_are_modalities_unless_some_are_named():
     pairs = Bits(20, 1)
     for pair in pairs.pairs:
-        pair.extra.update(language="de", pulse=[60.0, 61.0], weight=3.0)
+        pair.extra.update(language="de", pulse=[60.0, 61.0], weight=3.0, classes=(1, 2, 3))
     for named, found in [("", {"code", "pulse"}), ("pulse", {"pulse"})]:
         objective = Symile(Config(named))
         objective.prepare(Small(), pairs, 0)  # type: ignore[arg-type]
-        assert set(objective.heads) == found == set(objective.extra_of(pairs[0], 0))  # type: ignore[arg-type]
+        assert found == set(objective.widths) == set(objective.extra_of(pairs[0], 0)) - {"no image"}
 
 
-def test_a_missing_vector_is_the_mean_and_known_as_missing():
-    objective, pairs = Symile(Config("code")), Bits(200, 1, share=0.5)
-    objective.prepare(Small(), pairs, 0)  # type: ignore[arg-type]
-    gone = next(i for i in range(200) if pairs[i].extra["code"] is None)
-    assert np.isnan(objective.extra_of(pairs[gone], gone)["code"]).all()
-    assert objective.heads is not None
-    head: Any = objective.heads["code"]
-    known = np.stack([p.extra["code"] for p in pairs.pairs if p.extra["code"] is not None])
-    torch.testing.assert_close(head.mean, torch.from_numpy(known.mean(0)).float())
-    missing, mean = head(torch.full((1, BITS), torch.nan)), head(head.mean[None])
-    assert missing.isfinite().all() and (missing - mean).abs().max() > 1e-3
+def test_what_is_missing_has_a_placeholder_that_can_be_told_from_the_rest():
+    """Of a vector also parts; the value that stands in its place has no part in it."""
+    clip, objective, pairs = Small(), Symile(Config("code")), Bits(200, 1, share=0.5)
+    objective.prepare(clip, pairs, 0)  # type: ignore[arg-type]
+    gone = {n: next(i for i in range(200) if n in pairs[i].extra["missing"]) for n in ("image", "text", "code")}
+    assert isinstance(objective.heads, Towers) and objective.heads.no_image is not None
+    rows = objective.embed(clip, batch_of(objective, pairs, [gone["image"], 0]))  # type: ignore[arg-type]
+    assert torch.equal(rows["image"][0], objective.heads.no_image)
+    assert objective.words(pairs[gone["text"]], np.random.default_rng(0)) == {"text": ""}  # type: ignore[arg-type]
+    assert np.isnan(objective.extra_of(pairs[gone["code"]], 0)["code"]).all()  # type: ignore[arg-type]
+    tower: Any = objective.heads.vectors["code"]
+    known = np.stack([p.extra["code"] for p in pairs.pairs if "code" not in p.extra["missing"]])
+    torch.testing.assert_close(tower.mean, torch.from_numpy(known.mean(0)).float())
+    torch.testing.assert_close(tower.deviation, torch.from_numpy(known.std(0)).float())
+    found = [tower(torch.where(torch.arange(BITS) < k, torch.nan, tower.mean)[None]) for k in range(BITS + 1)]
+    assert all((a - b).abs().max() > 1e-3 for a, b in pairwise(found))
+    sure = Symile(Config("code"))
+    sure.prepare(clip, Bits(20, 1), 0)  # type: ignore[arg-type]
+    with pytest.raises(DiptychError, match="has no picture"):
+        sure.extra_of(pairs[gone["image"]], 0)  # type: ignore[arg-type]
 
 
 def test_what_is_wrong_is_said():
     assert find("pretrain", "symile") is Symile
     with pytest.raises(DiptychError, match='did you mean "all"'):
         Symile(Config("code", "al"))
+    with pytest.raises(DiptychError, match='did you mean "layer"'):
+        Symile(Config("code", norm="lyer"))
     with pytest.raises(DiptychError, match="further ones"):
         Symile(Config("text code"))
     with pytest.raises(DiptychError, match="no pair has a vector"):

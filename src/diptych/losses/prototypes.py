@@ -1,6 +1,6 @@
 """Rows against cluster centres: prototypes with soft targets (ProtoCLIP), and several clusters a picture (MLCD).
 
-Li et al., ProtoCLIP: Prototypical Contrastive Language Image Pretraining, TNNLS 2023, arXiv 2206.10996.
+Chen et al., ProtoCLIP: Prototypical Contrastive Language Image Pretraining, TNNLS 2023, arXiv 2206.10996.
 An et al., Multi-label Cluster Discrimination for Visual Representation Learning, ECCV 2024, arXiv 2407.17331.
 Shapes: B rows, K clusters, D the embedding size, L labels a row.
 """

@@ -123,7 +123,8 @@ class Triples(Numbered[TripleRecord]):
         return TripleRecord(self.spec, self.seed, index)
 
     def pairs(self) -> Pairs:
-        """Pictures with their texts. extra: "sound" [SAMPLES], "classes" and "present", in the order of MODALITIES."""
+        """Pictures with their texts. extra: "sound" [SAMPLES], "classes" in the order of MODALITIES; "missing", names
+        ("image", "text", "sound") of what is not there, though something stands in its place."""
 
         digest = hashlib.sha256(repr(self).encode()).hexdigest()
         return Pairs(f"triples (seed {self.seed})", self.count, partial(_pair, self), digest=digest)
@@ -131,7 +132,8 @@ class Triples(Numbered[TripleRecord]):
 
 def _pair(triples: Triples, index: int) -> Pair:
     record = triples.make(index)
-    extra = {"sound": record.sound, "classes": record.classes, "present": record.present}
+    missing = tuple(n for n, there in zip(("image", "text", "sound"), record.present, strict=True) if not there)
+    extra = {"sound": record.sound, "classes": record.classes, "missing": missing}
     return Pair(record.id, record.image, (record.text,), extra)
 
 

@@ -12,7 +12,9 @@ against 19.5 (RN50, CC2.5M, batch 512).
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,14 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
+from diptych.core.load import load
 from diptych.engine.clustering import kmeans, means_of, nearest
-from diptych.engine.distributed import of_first
+from diptych.engine.distributed import gather, of_first, rank, world
 from diptych.errors import DiptychError
 from diptych.losses.prototypes import prototype_cross_entropy, prototype_targets
 from diptych.methods.pretrain.parts.contrast import Contrast
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairLike, PairsLike, Phase, Recipe
+from diptych.methods.pretrain.parts.teacher import text_vectors
 
-READ = 128  # pairs embedded at once when an episode begins
+READ, READERS = 128, 4  # pairs embedded at once when an episode begins, and threads that decode them
+COMPONENTS = 64  # of a teacher's rows
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class Config:
     """episodes: of the run, each of `shortest` steps at least; episode: pairs that are clustered for one, drawn without
     repeats (all, where there are no more); clusters: of these, a tenth of the pairs at most; restarts, rounds: of
     k-means; projection, hidden: sizes of the heads; temperature: of the targets, 0 for the one cluster;
-    back_translation: prototypes in the student's own space; teacher: the field of a pair's extra with a vector of
-    another model, whose clusters both learn too; max_scale: the largest multiplier of both cosines.
+    back_translation: prototypes in the student's own space; teacher: whose vectors of the texts are clustered too, for
+    both to learn: a field of the pairs' extra that holds them, or a model to read the texts once, such as mini;
+    max_scale: the largest multiplier of both cosines.
     """
 
     episodes: int = 400
@@ -80,6 +86,7 @@ class ProtoClip(Contrast):
             torch.manual_seed(seed)
             self.heads = Heads(clip.embed_dim, self.config.hidden, self.config.projection).to(clip.device)
         self.pairs, self.seed, self.now = pairs, seed, 0
+        self.vectors = self.read_texts(clip)
         self.made: dict[str, Tensor] = {}  # of the episode: labels, centres, prototypes
 
     # -- episodes ------------------------------------------------------------------------------------------------------
@@ -95,14 +102,13 @@ class ProtoClip(Contrast):
 
     @torch.no_grad()
     def begin(self, clip: CLIP) -> None:
-        """Cluster the projections of some pairs, by (seed, episode) or all, and say where the clusters lie."""
-        rng = np.random.default_rng([self.seed, self.now])
-        drawn = rng.permutation(len(self.pairs))[: self.config.episode]
-        rows, kept = self.read(clip, drawn.tolist(), rng)
+        """Cluster the projections of some pairs, drawn by (seed, episode), and say where the clusters lie."""
+        drawn = np.random.default_rng([self.seed, self.now]).permutation(len(self.pairs))[: self.config.episode]
+        rows, kept = self.read(clip, drawn.tolist())
         made = {"episode": torch.tensor(self.now)}
-        place = torch.full((len(self.pairs),), -1)
-        place[kept] = torch.arange(len(kept))
-        made["place"] = place.to(clip.device)  # of each pair among the rows, -1 for one that was not read
+        place = torch.full((len(self.pairs),), -1, device=clip.device)
+        place[kept] = torch.arange(len(kept), device=clip.device)
+        made["place"] = place  # of each pair among the rows, -1 for one that was not read
         count = max(1, min(self.config.clusters, len(kept) // 10))
         for kind, found in rows.items():
             clusters = kmeans(
@@ -119,41 +125,65 @@ class ProtoClip(Contrast):
                 made[f"{teacher} present"] = sizes > 0
         self.made = made
 
-    def read(self, clip: CLIP, index: list[int], rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
-        """(projections by kind [n, projection] and the teacher's vectors, numbers of the pairs); evaluation mode."""
+    def read(self, clip: CLIP, index: list[int]) -> tuple[Embeddings, Tensor]:
+        """(projections by kind [n, projection] and the teacher's vectors, numbers of the pairs [n]).
+
+        Each process embeds its share, and has all. Pairs that cannot be read are left out. No dropout, plain pictures.
+        """
         assert isinstance(self.heads, Heads)
-        training = clip.training, self.heads.training
+        modes = clip.training, self.heads.training
         clip.eval()
         self.heads.eval()
-        rows: dict[str, list[Tensor]] = {}
-        kept: list[int] = []
-        for start in range(0, len(index), READ):
-            pixels, texts, vectors = [], [], []
-            for i in index[start : start + READ]:
-                try:
-                    pair = self.pairs[i]
-                    pixels.append(clip.preprocess(pair.picture()))
-                except DiptychError:
-                    continue  # the loader sets it aside
-                texts.append(self.words(pair, rng)["text"])
-                vectors.append(self.extra_of(pair, i))
-                kept.append(i)
-            if not texts:
-                continue
-            image = clip.encode_image(torch.stack(pixels))
-            rows.setdefault("image", []).append(self.heads.project("image", image))
-            text = clip.encode_tokens(clip.tokenize(texts))
-            rows.setdefault("text", []).append(self.heads.project("text", text))
-            if self.config.teacher:
-                found = torch.from_numpy(np.stack([v["teacher"] for v in vectors])).to(clip.device)
-                rows.setdefault("teacher", []).append(found)
-        clip.train(training[0])
-        self.heads.train(training[1])
-        return {kind: torch.cat(parts).nan_to_num() for kind, parts in rows.items()}, torch.tensor(kept)
+        own = index[rank() : len(index) - len(index) % world() : world()]
+        kept, rows = torch.full((len(own),), -1, device=clip.device), {}
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(own), READ):
+                found = pool.map(partial(self.read_one, clip), own[start : start + READ])
+                seen = {place: one for place, one in enumerate(found, start) if one is not None}
+                if not seen:
+                    continue
+                pixels, texts, extras = zip(*seen.values(), strict=True)
+                part = {
+                    "image": self.heads.project("image", clip.encode_image(torch.stack(pixels))),
+                    "text": self.heads.project("text", clip.encode_tokens(clip.tokenize(texts))),
+                    **{name: torch.from_numpy(np.stack([e[name] for e in extras])) for name in extras[0]},
+                }
+                kept[list(seen)] = torch.tensor([own[place] for place in seen], device=clip.device)
+                for kind, made in part.items():
+                    whole = rows.setdefault(kind, torch.zeros(len(own), made.shape[1], device=clip.device))
+                    whole[list(seen)] = made.to(clip.device)
+        clip.train(modes[0])
+        self.heads.train(modes[1])
+        kept = gather(kept)
+        return {kind: gather(found)[kept >= 0].nan_to_num() for kind, found in rows.items()}, kept[kept >= 0]
+
+    def read_one(self, clip: CLIP, index: int) -> tuple[Tensor, str, dict[str, np.ndarray]] | None:
+        """Pixels, text and the teacher's vector of a pair; None for one that the loader sets aside."""
+        try:
+            pair = self.pairs[index]
+            pixels = clip.preprocess(pair.picture())
+        except DiptychError:
+            return None
+        rng = np.random.default_rng([self.seed, self.now, index])
+        return pixels, self.words(pair, rng)["text"], self.extra_of(pair, index)
+
+    def read_texts(self, clip: CLIP) -> Tensor | None:
+        """What a model that teaches says of all texts [pairs, size]; None where the pairs hold its vectors."""
+        name = self.config.teacher
+        if not name or name in self.pairs[0].extra:
+            return None
+        try:
+            return text_vectors(load(name, str(clip.device)), self.pairs, COMPONENTS)
+        except DiptychError as error:
+            raise DiptychError(
+                f'protoclip.teacher: the pairs\' extra holds no "{name}"; as a model: {error}'
+            ) from error
 
     def extra_of(self, pair: PairLike, index: int) -> dict[str, np.ndarray]:
         if not (field := self.config.teacher):
             return {}
+        if self.vectors is not None:
+            return {"teacher": self.vectors[index].numpy()}
         if field not in pair.extra:
             raise DiptychError(f'{pair.id} has no extra["{field}"], the vector of the teacher')
         return {"teacher": np.asarray(pair.extra[field], np.float32).reshape(-1)}
@@ -167,12 +197,15 @@ class ProtoClip(Contrast):
         return torch.where(place >= 0, self.made[f"{teacher} labels"][place.clamp_min(0)], near)
 
     def loss(self, embeddings: Embeddings, clip: CLIP, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(self.heads, Heads)
         terms = super().loss(embeddings, clip, batch)
         if self.plain:
+            with torch.no_grad():  # the norms of the heads get to know the rows that the first clusters are made of
+                for kind in ("image", "text"):
+                    self.heads.project(kind, embeddings[kind])
             return terms
         if int(self.made.get("episode", -1)) != self.now:
             self.begin(clip)
-        assert isinstance(self.heads, Heads)
         rows = {kind: self.heads.project(kind, embeddings[kind]) for kind in ("image", "text")}
         both = [self.learn(a, b, rows, rows[b], batch) for a, b in (("image", "text"), ("text", "image"))]
         terms["prototypes"] = torch.stack(both).mean()
