@@ -191,18 +191,19 @@ def split(words: str, option: str, example: str) -> tuple[str, ...]:
 
 
 def model(name: str) -> None:
-    """Refuse a model that can be seen not to exist: a path that is not there, a misspelt "mini" or open_clip name."""
+    """Refuse a model that can be seen not to exist: no such path, a misspelt name of ours or open_clip's."""
     path = Path(name).expanduser()
     if not name.strip():
-        raise DiptychError("--model takes mini, an open_clip NAME:TAG, or a file or folder; not nothing")
-    if name == "mini" or name.startswith("hf-hub:") or path.exists():
+        raise DiptychError("--model takes mini, micro, an open_clip NAME:TAG, or a file or folder; not nothing")
+    embedded = ("mini", "micro")
+    if name in embedded or name.startswith("hf-hub:") or path.exists():
         return
     architecture, _, tag = name.partition(":")
     if name.startswith((".", "/", "~")) and not tag:
         raise DiptychError(f'model "{name}": there is no such file or folder')
     known = open_clip_names()
     if known and architecture.replace("/", "-") not in known:
-        raise DiptychError(f'no model "{name}"{nearest(architecture, ["mini", *known])}')
+        raise DiptychError(f'no model "{name}"{nearest(architecture, [*embedded, *known])}')
 
 
 def open_clip_names() -> list[str]:

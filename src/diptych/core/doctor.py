@@ -205,6 +205,8 @@ def library_of(clip: "CLIP") -> Library:
 
         return mini_library()
     origin = clip.origin or {}
+    if clip.source == "micro":
+        return micro_library(clip, origin)
     if origin.get("library") == "open_clip":
         return open_clip_library(clip, origin)
     if origin.get("library") == "huggingface":
@@ -212,8 +214,23 @@ def library_of(clip: "CLIP") -> Library:
     raise DiptychError(f"{clip.name} comes from no library that is known here")
 
 
-def open_clip_library(clip: "CLIP", origin: dict[str, Any]) -> Library:
-    """open_clip reading the source itself; from our own layout, its model filled with the same weights."""
+def micro_library(clip: "CLIP", origin: dict[str, Any]) -> Library:
+    """micro written in open_clip's layout and read by open_clip, which repairs texts first; micro does not."""
+    import tempfile
+
+    from diptych.core.load import need_open_clip
+    from diptych.core.save import save
+
+    need_open_clip("the library that micro is compared with")
+    with tempfile.TemporaryDirectory() as folder:
+        return open_clip_library(clip, origin, str(save(clip, Path(folder, "micro"))), repairs=False)
+
+
+def open_clip_library(clip: "CLIP", origin: dict[str, Any], source: str = "", repairs: bool = True) -> Library:
+    """open_clip reading the source itself; from our own layout, its model filled with the same weights.
+
+    repairs: whether a tokenizer of Hugging Face gets texts with their encoding and spaces repaired.
+    """
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -221,7 +238,7 @@ def open_clip_library(clip: "CLIP", origin: dict[str, Any]) -> Library:
     from diptych.core.load import OURS
     from diptych.core.save import open_clip_names
 
-    config, source = origin["model_cfg"], clip.source
+    config, source = origin["model_cfg"], source or clip.source
     model: Any
     if Path(source, OURS).is_file():
         model = build_open_clip(config, source)
@@ -247,6 +264,8 @@ def open_clip_library(clip: "CLIP", origin: dict[str, Any]) -> Library:
             force_quick_gelu=bool(config.get("quick_gelu")),
         )
         tokenizer = open_clip.get_tokenizer(schema)
+    if not repairs:
+        tokenizer.clean_fn = str
     model.eval()
     extra = {"normalize": False}
     return Library(

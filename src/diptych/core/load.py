@@ -29,8 +29,9 @@ OPEN_CLIP_WEIGHTS = (
     "pytorch_model.pth",
     "model.pth",
 )
+EMBEDDED = ("mini", "micro")  # come with diptych: no hub, no open_clip
 LOCAL_FORMS = (
-    'local forms that need no hub: "mini"; "ViT-B-32:/path/to/checkpoint" (safetensors, .pt, .bin); '
+    'local forms that need no hub: "mini"; "micro"; "ViT-B-32:/path/to/checkpoint" (safetensors, .pt, .bin); '
     "a folder with open_clip_config.json and open_clip_model.safetensors; a Hugging Face CLIP folder; "
     "a folder written by diptych"
 )
@@ -39,7 +40,7 @@ LOCAL_FORMS = (
 def load(name: str = "mini", device: str | None = None) -> CLIP:
     """A CLIP by name, on `device` (none: the accelerator where there is one).
 
-    name: "mini"; "ViT-B-32:laion2b_s34b_b79k" (open_clip's architecture and pretrained tag);
+    name: "mini"; "micro"; "ViT-B-32:laion2b_s34b_b79k" (open_clip's architecture and pretrained tag);
     "ViT-B-32:/path/checkpoint.safetensors"; "hf-hub:<owner>/<model>" of open_clip; a folder in open_clip's, Hugging
     Face CLIP's or our own layout. Raises DiptychError with what is wrong and what would be right; never runs code
     found in a checkpoint.
@@ -53,6 +54,10 @@ def find(name: str) -> CLIP:
         from diptych.core.mini import mini
 
         return mini()
+    if name == "micro":
+        from diptych.core.micro import micro
+
+        return micro()
     path = Path(name).expanduser()
     if path.is_dir():
         return load_folder(path.resolve())
@@ -88,7 +93,7 @@ def load_named(architecture: str, tag: str) -> CLIP:
     known = architecture.replace("/", "-")
     config = open_clip.get_model_config(known)
     if config is None:
-        hint = nearest(known, ["mini", *open_clip.list_models()])
+        hint = nearest(known, [*EMBEDDED, *open_clip.list_models()])
         raise DiptychError(f'no model is called "{architecture}"{hint}; {LOCAL_FORMS}')
     tags = list_pretrained_tags_by_model(known)
     name = f"{architecture}:{tag}"

@@ -136,12 +136,12 @@ def train(
 def open_model(model: str | CLIP, seed: int) -> CLIP:
     """Fresh weights for an architecture; what is there otherwise."""
     from diptych.core.fresh import fresh
-    from diptych.core.load import load
+    from diptych.core.load import EMBEDDED, load
 
     if isinstance(model, CLIP):
         return model
     path = Path(model).expanduser()
-    is_architecture = path.suffix == ".json" or not (path.exists() or ":" in model or model == "mini")
+    is_architecture = path.suffix == ".json" or not (path.exists() or ":" in model or model in EMBEDDED)
     return fresh(model, seed) if is_architecture else load(model, device="cpu")
 
 

@@ -42,7 +42,7 @@ def options(parser: Parser) -> None:
     add("--label", metavar="COLUMN", help="the column of labels")
     add("--split", metavar="COLUMN", help="the column that says train, val or test (default: split, if there is one)")
     add("--group", metavar="COLUMN", help="pictures of one burst, patient or product: never on both sides of a split")
-    add("--model", default="mini", metavar="M", help="mini (default), an open_clip NAME:TAG, or a file or folder")
+    add("--model", default="mini", metavar="M", help="mini (default), micro, an open_clip NAME:TAG, a file or folder")
     add(
         "--methods",
         type=read.methods,

@@ -19,7 +19,7 @@ diptych doctor ./my_clip
 
 
 def options(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="mini, an open_clip NAME:TAG, or a file or folder")
+    parser.add_argument("model", metavar="MODEL", help="mini, micro, an open_clip NAME:TAG, or a file or folder")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
