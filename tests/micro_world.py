@@ -14,13 +14,18 @@ from diptych.data.records import Record, Records
 from diptych.data.scenes import SceneRecord, Scenes, SceneSpec
 from diptych.data.support import CROP, Support
 
-BESIDE = SceneSpec(shapes=("circle", "triangle", "star"), colours=("red", "yellow", "blue"), counts=(2, 3))
+SKETCH = SceneSpec(  # a style that micro was not trained on
+    shapes=("circle", "triangle", "star"),
+    colours=("red", "yellow", "blue"),
+    counts=(1,),
+    sizes=("large",),
+    styles=("sketch",),
+)
 
 
-def large(record: SceneRecord) -> str:
-    """ "red circle": the one large thing; "" where there is not exactly one."""
-    found = [thing for thing in record.scene.things if thing.size == "large"]
-    return f"{found[0].colour} {found[0].shape}" if len(found) == 1 else ""
+def pair(record: SceneRecord) -> str:
+    """ "red circle": the first thing."""
+    return f"{record.scene.things[0].colour} {record.scene.things[0].shape}"
 
 
 class Drawn:
