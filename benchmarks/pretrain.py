@@ -6,8 +6,8 @@
 
 A system's world is one file, `pretrain_worlds/<system>.py`, that holds a `World` named WORLD: its arms (ways of
 training, with their data), what is measured of each, and what is claimed. Nothing is registered. All arms of a seed
-have the same first weights, the same order of pairs, and as many steps; they train by the project's own loop. With
-`--out FOLDER` runs and figures are kept, and the same command continues where it was stopped.
+have the same first weights, the same order of pairs, and as many steps unless their name says so; they train by the
+project's own loop. With `--out FOLDER` runs and figures are kept, and the same command goes on where it was stopped.
 
 The models are tiny (32 pixels, two blocks a tower: `pretrain_worlds/parts.py`), so that a run takes a minute or two of
 one core: the figures tell whether a system does what its paper says, not how good a model it makes.
@@ -58,8 +58,8 @@ def run(world: World, name: str, seed: int, folder: Path) -> dict[str, float]:
 
     clip, settings = (arm.model or world.model)(seed), {**world.settings, **arm.settings}
     plan = make_plan(
-        arm.system, len(arm.pairs), settings, steps=world.steps, epochs=None, batch=world.batch, rate=None, seed=seed,
-        save_every=max(1, world.steps // 4), eval_every=None,
+        arm.system, len(arm.pairs), settings, steps=arm.steps or world.steps, epochs=None, batch=world.batch, rate=None,
+        seed=seed, save_every=75, eval_every=None,
     )  # fmt: skip
     if arm.changed:
         plan = replace(plan, objective=arm.changed(plan.objective.config))
@@ -97,6 +97,7 @@ def summary(world: World, found: Values, seeds: int) -> dict[str, Any]:
         arms[name] = {
             "system": arm.system,
             "settings": dict(arm.settings),
+            **({"steps": arm.steps} if arm.steps else {}),
             **({"changed": (arm.changed.__doc__ or "").strip()} if arm.changed else {}),
             "pairs": len(arm.pairs),
             "measured": {

@@ -93,7 +93,9 @@ def claims(found: Values) -> Mapping[str, bool]:
 EVEN = {"alip.sample_gamma": 0.0, "alip.pair_gamma": 0.0}
 FIRST = {"alip.first_batch": True}
 WORLD = World(
-    about="Scenes of one thing.",
+    about="Scenes of one thing: eight backgrounds, four styles, six colours; a text says all, a caption shape and "
+    "background alone. Of the texts (or of the captions) 40% are another scene's. Weights: of pairs that were trained "
+    "on, at the end; AUROC: how often a right one weighs more than a wrong one.",
     arms={
         "clip": lambda seed: Arm("clip", pairs(seed)),
         "equal weights": lambda seed: Arm("alip", pairs(seed), {**FIRST, **EVEN}),

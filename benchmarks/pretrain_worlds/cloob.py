@@ -53,30 +53,38 @@ def measure(name: str, trained: Trained, seed: int) -> Mapping[str, float]:
 
 def claims(found: Values) -> Mapping[str, bool]:
     """Of the paper's effects, at this size."""
-    return {
-        claim: holds
-        for arm in ("cloob", "cloob, started by clip", "cloob 14.3, started by clip")
-        for claim, holds in {
-            **above(found, "rank of pictures", arm, "clip", 0),
-            **above(found, "zero-shot", arm, "clip", -1),
-        }.items()
-    } | above(found, "zero-shot", "cloob, started by clip", "retrieval alone", 0)
+    long = "cloob at 14.3, started by clip, 1500 steps"
+    arms = {"cloob": "clip", "cloob, started by clip": "clip", "cloob, started late": "clip"}
+    arms |= {"cloob at 14.3, started by clip": "clip", long: "clip, 1500 steps"}
+    held = above(found, "zero-shot", "cloob, started by clip", "retrieval alone", 0)
+    for arm, other in arms.items():
+        held |= above(found, "rank of pictures", arm, other, 0) | above(found, "zero-shot", arm, other, -1)
+    return held
 
 
 def pairs(seed: int) -> Held:
     return styled(COUNT, seed)
 
 
-LATE = {"cloob.start": START}
+CODE = {"cloob.beta": 14.3, "cloob.scale": 14.3}  # the defaults of the authors' program; the paper's runs had others
+FIRST, LATE = {"cloob.start": START}, {"cloob.start": 200}
 WORLD = World(
-    about="Scenes of one thing: shape, colour, texture, background.",
+    about="Scenes of one thing: eight backgrounds, four styles, six colours; captions say all. Where an "
+    "arm says so, the first 75 (late: 200) of the 300 steps go by clip's loss. Rank: eigenvalues that hold 99% of the "
+    "covariance of held-out embeddings. Retrieves itself: its share in what a picture retrieves among 64.",
     arms={
         "clip": lambda seed: Arm("clip", pairs(seed)),
         "cloob": lambda seed: Arm("cloob", pairs(seed)),
-        "cloob, started by clip": lambda seed: Arm("cloob", pairs(seed), LATE),
-        "cloob 14.3, started by clip": lambda seed: Arm("cloob", pairs(seed), {**LATE, "cloob.beta": 14.3}),
-        "retrieval alone": lambda seed: Arm("cloob", pairs(seed), LATE, WithoutLoob),
-        "InfoLOOB alone": lambda seed: Arm("cloob", pairs(seed), LATE, WithoutRetrieval),
+        "cloob, started by clip": lambda seed: Arm("cloob", pairs(seed), FIRST),
+        "cloob, started late": lambda seed: Arm("cloob", pairs(seed), LATE),
+        "cloob at 14.3": lambda seed: Arm("cloob", pairs(seed), CODE),
+        "cloob at 14.3, started by clip": lambda seed: Arm("cloob", pairs(seed), {**FIRST, **CODE}),
+        "clip, 1500 steps": lambda seed: Arm("clip", pairs(seed), steps=1500),
+        "cloob at 14.3, started by clip, 1500 steps": lambda seed: Arm(
+            "cloob", pairs(seed), {**FIRST, **CODE}, steps=1500
+        ),
+        "InfoLOOB alone": lambda seed: Arm("cloob", pairs(seed), FIRST, WithoutRetrieval),
+        "retrieval alone": lambda seed: Arm("cloob", pairs(seed), FIRST, WithoutLoob),
     },
     measure=measure,
     claims=claims,

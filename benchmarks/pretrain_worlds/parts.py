@@ -47,13 +47,18 @@ Values = dict[str, dict[str, list[float]]]  # arm -> what is measured -> a value
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training. settings: "<system>.<field>" and "recipe.<field>", on top of the world's. changed: the
-    system with something taken out, for an ablation. model: what it starts from, where that is not the world's."""
+    """One way of training.
+
+    settings: "<system>.<field>" and "recipe.<field>", on top of the world's. changed: the system with something taken
+    out, for an ablation. steps: others than the world's; to be compared with arms of as many. model: what it starts
+    from, where that is not the world's.
+    """
 
     system: str
     pairs: PairsLike
     settings: Mapping[str, Any] = field(default_factory=dict)
     changed: type[Objective] | None = None
+    steps: int | None = None
     model: Callable[[int], CLIP] | None = None
 
 

@@ -130,4 +130,4 @@ def test_wrong_texts_come_to_weigh_little_and_the_model_gains(wrong: str):
             assert above(weights, bad) > 0.85
             assert float(weights[bad].mean()) < 0.5 * float(weights[~bad].mean())
     assert right["alip"] > right["clip"] + (0.05 if wrong == "text" else -0.01), "clip reads the texts alone"
-    assert right["alip"] > right["even"] - 0.02, "which is hard to beat where every caption is a good one"
+    assert right["alip"] > right["even"] - 0.02, "linear towers average noise out by themselves; transformers do not"

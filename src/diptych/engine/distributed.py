@@ -66,6 +66,11 @@ def gather(rows: Tensor, *, with_gradient: bool = True) -> Tensor:
     return Gather.apply(rows, with_gradient) if world() > 1 else rows  # type: ignore[return-value]
 
 
+def gather_in_turn(rows: Tensor) -> Tensor:
+    """Rows [n, ...] -> [world * n, ...], one of each process in turn: the order that one process would read them in."""
+    return gather(rows, with_gradient=False).unflatten(0, (world(), -1)).transpose(0, 1).flatten(0, 1)
+
+
 def gather_embeddings(embeddings: dict[str, Tensor], *, with_gradient: bool = True) -> dict[str, Tensor]:
     """`gather` for each by its name."""
     return {name: gather(rows, with_gradient=with_gradient) for name, rows in embeddings.items()}

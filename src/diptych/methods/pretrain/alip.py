@@ -26,8 +26,8 @@ from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairLike
 @dataclass(frozen=True)
 class Config:
     """sample_gamma, pair_gamma: how steeply a weight falls with a similarity below its mean; momentum: of the running
-    means; first_batch: they start at the first batch's instead of the published 1, which starves short trainings;
-    max_scale: the largest multiplier of the cosine."""
+    means; first_batch: they start at the first batch's instead of the published 1, from which the first hundreds of
+    steps weigh little; max_scale: the largest multiplier of the cosine."""
 
     sample_gamma: float = 2.0
     pair_gamma: float = 2.0

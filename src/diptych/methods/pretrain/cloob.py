@@ -2,8 +2,9 @@
 
 Use it on 10^5 to 10^7 pairs with small batches, where clip learns one or two features of a picture and stops: what
 occurs together is made stronger, and the loss does not go quiet once a pair is found. Not with batches of a dozen,
-which hold nothing to average over, nor where many pairs of a batch share a text; and look at the first steps: towers
-whose fresh embeddings are all alike retrieve nothing but the mean and stand still (a larger beta, or a start by clip).
+which hold nothing to average over, nor where many pairs of a batch share a text. And look at the first steps: a small
+difference between rows comes back from retrieval times beta and their covariance, so fresh transformers, whose rows are
+all alike, learn one coarse thing and then stand still, with a gradient near 0. `start` leads them past that.
 
 Fürst et al., CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP, arXiv 2110.11316 (NeurIPS 2022), equations
 5 to 9. The model is used like any CLIP: by plain cosines, without retrieval. Published: ImageNet zero-shot 24.0

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from diptych.core.clip import CLIP
 from diptych.core.load import load
 from diptych.engine.clustering import kmeans, means_of, nearest
-from diptych.engine.distributed import gather, of_first, rank, world
+from diptych.engine.distributed import gather_in_turn, of_first, rank, world
 from diptych.errors import DiptychError
 from diptych.losses.prototypes import prototype_cross_entropy, prototype_targets
 from diptych.methods.pretrain.parts.contrast import Contrast
@@ -134,8 +134,8 @@ class ProtoClip(Contrast):
         modes = clip.training, self.heads.training
         clip.eval()
         self.heads.eval()
-        own = index[rank() : len(index) - len(index) % world() : world()]
-        kept, rows = torch.full((len(own),), -1, device=clip.device), {}
+        own, most = index[rank() :: world()], -(-len(index) // world())  # as many rows in each process
+        kept, rows = torch.full((most,), -1, device=clip.device), {}
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(own), READ):
                 found = pool.map(partial(self.read_one, clip), own[start : start + READ])
@@ -150,12 +150,12 @@ class ProtoClip(Contrast):
                 }
                 kept[list(seen)] = torch.tensor([own[place] for place in seen], device=clip.device)
                 for kind, made in part.items():
-                    whole = rows.setdefault(kind, torch.zeros(len(own), made.shape[1], device=clip.device))
+                    whole = rows.setdefault(kind, torch.zeros(most, made.shape[1], device=clip.device))
                     whole[list(seen)] = made.to(clip.device)
         clip.train(modes[0])
         self.heads.train(modes[1])
-        kept = gather(kept)
-        return {kind: gather(found)[kept >= 0].nan_to_num() for kind, found in rows.items()}, kept[kept >= 0]
+        kept = gather_in_turn(kept)
+        return {kind: gather_in_turn(found)[kept >= 0].nan_to_num() for kind, found in rows.items()}, kept[kept >= 0]
 
     def read_one(self, clip: CLIP, index: int) -> tuple[Tensor, str, dict[str, np.ndarray]] | None:
         """Pixels, text and the teacher's vector of a pair; None for one that the loader sets aside."""
