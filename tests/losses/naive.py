@@ -5,11 +5,24 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
     """Random unit rows in float64."""
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+class Largest(TorchDispatchMode):
+    """While it lasts: the number of elements of the largest tensor that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, Tensor):
+            self.elements = max(self.elements, found.numel())
+        return found
 
 
 def dot(*vectors: list[float]) -> float:

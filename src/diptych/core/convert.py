@@ -20,7 +20,7 @@ from diptych.core.export import SCRIPT, merged, write_text
 from diptych.core.forms import NAMES, refuse
 from diptych.core.huggingface_layout import transformers_tokenizer
 from diptych.core.load import load
-from diptych.core.onnx_graph import need_onnx, write_onnx
+from diptych.core.onnx_graph import check_folder, need_onnx, write_onnx
 from diptych.core.save import LAYOUTS, new_folder, write
 from diptych.core.tower import Tokens, Tower
 from diptych.errors import DiptychError
@@ -255,18 +255,4 @@ def write_readme(clip: CLIP, place: Path, pictures: float, texts: float) -> None
 
 def check_place(place: Path) -> None:
     """Raise unless `place` is new, empty, or holds an earlier export of a CLIP and nothing else."""
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise DiptychError(f"{place} is a file; export writes a folder")
-    names = sorted(path.name for path in place.iterdir() if path.name != "__pycache__")
-    try:
-        ours = json.loads((place / "clip.json").read_text("utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    foreign = [name for name in names if not (ours and name in FILES)]
-    if foreign:
-        raise DiptychError(
-            f"{place} holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}: "
-            "give a new folder, an empty one, or one with an earlier export alone"
-        )
+    check_folder(place, "clip.json", FORMAT, FILES)

@@ -265,7 +265,7 @@ def open_clip_library(clip: "CLIP", origin: dict[str, Any], source: str = "", re
         )
         tokenizer = open_clip.get_tokenizer(schema)
     if not repairs:
-        tokenizer.clean_fn = str
+        tokenizer.clean_fn = str  # pyright: ignore[reportAttributeAccessIssue]
     model.eval()
     extra = {"normalize": False}
     return Library(

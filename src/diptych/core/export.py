@@ -22,7 +22,7 @@ from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.core.forms import NAMES, refusal
 from diptych.core.heads import Cache, Gaussian, Head, Linear, Neighbours, TextRows
-from diptych.core.onnx_graph import SINGLE_FILE, need_onnx, write_onnx
+from diptych.core.onnx_graph import SINGLE_FILE, check_folder, need_onnx, write_onnx
 from diptych.core.tower import Tower
 from diptych.errors import DiptychError, Unsupported
 from diptych.files import atomic_folder
@@ -212,21 +212,7 @@ def logits_of(head: Head, x: Tensor) -> Tensor:
 
 def check_place(place: Path) -> None:
     """Raise unless `place` is new, empty, or holds an earlier export and nothing else."""
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise DiptychError(f"{place} is a file; export writes a folder")
-    names = sorted(p.name for p in place.iterdir() if p.name != "__pycache__")
-    try:
-        ours = json.loads((place / "labels.json").read_text("utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    foreign = [name for name in names if not (ours and name in FILES)]
-    if foreign:
-        raise DiptychError(
-            f"{place} holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}: "
-            "give a new folder, an empty one, or one with an earlier export alone"
-        )
+    check_folder(place, "labels.json", FORMAT, FILES)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """Writing a module as ONNX: any batch size, named inputs and outputs, nothing that tells of this machine."""
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,25 @@ def need_onnx() -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, "onnx", "export")
+
+
+def check_folder(place: Path, mark: str, version: str, files: Sequence[str]) -> None:
+    """Raise unless `place` is new, empty, or holds `files` alone, of which `mark` is JSON with this "format"."""
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise DiptychError(f"{place} is a file; export writes a folder")
+    names = sorted(path.name for path in place.iterdir() if path.name != "__pycache__")
+    try:
+        ours = json.loads((place / mark).read_text("utf-8"))["format"] == version
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    foreign = [name for name in names if not (ours and name in files)]
+    if foreign:
+        raise DiptychError(
+            f"{place} holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}: "
+            "give a new folder, an empty one, or one with an earlier export alone"
+        )
 
 
 def write_onnx(
