@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from diptych.cli.main import verbs
 from diptych.methods.discover import find, systems
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,7 @@ FLOORS = (
     "cli", "__main__",
 )  # fmt: skip
 SYSTEMS = systems("adapt")
+NEW = [(f, name) for f in ("distill", "continual", "dense", "explain", "video", "probe") for name in systems(f)]
 
 
 def name_of(path: Path) -> str:
@@ -108,6 +110,21 @@ def test_a_system_declares_itself(name: str):
     assert (ROOT / "tests" / "adapt" / f"test_{name}.py").is_file(), "a system is two files: itself and its test"
 
 
+@pytest.mark.parametrize(("family", "name"), NEW)
+def test_a_system_of_the_other_families_declares_itself(family: str, name: str):
+    system = find(family, name)
+    about = importlib.import_module(system.__module__).__doc__ or ""
+    assert len(about.strip().splitlines()) >= 3, "what it gives the user, when to use it and when not, the paper"
+    assert re.search(r"\bnot\b", about, re.IGNORECASE), "the docstring says when not to use it"
+    assert len(about.splitlines()[0]) <= 120, "the first line is the summary in tables"
+    assert is_dataclass(system.Config)
+    assert system.Config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    for value in (getattr(system.Config(), field.name) for field in fields(system.Config)):
+        for one in value if isinstance(value, tuple) else (value,):
+            assert isinstance(one, (bool, int, float, str)), f"--set {name} cannot reach {one!r}"
+    assert (ROOT / "tests" / family / f"test_{name}.py").is_file(), "a system is two files: itself and its test"
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_stay_readable(path: Path):
     lines = path.read_text("utf-8").splitlines()
@@ -134,7 +151,7 @@ def test_importing_takes_no_torch_and_no_time():
     assert min(float(python("-c", program)[1]) for _ in range(3)) < 0.2
 
 
-@pytest.mark.parametrize("verb", ["", "compare", "train", "rewrite", "predict", "export", "systems", "doctor", "cache"])
+@pytest.mark.parametrize("verb", ["", *verbs()])
 def test_help_takes_no_torch_and_no_time(verb: str):
     program = (
         "import sys; from diptych.cli.main import main\n"
@@ -165,7 +182,6 @@ def test_the_readmes_table_of_systems_says_what_their_files_declare():
 def test_every_verb_is_a_function_too():
     """Asked for twice: importing a module called like the function would put itself in its place."""
     import diptych
-    from diptych.cli.main import verbs
 
     for verb in verbs():
         for name in ["cache_info", "cache_clear"] if verb == "cache" else [verb, verb]:

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from diptych.methods.pretrain.parts.objective import Objective
 
 FAMILIES = Path(__file__).parent
-PROTOCOLS = {"adapt": ("adapter", "Adapter"), "pretrain": ("objective", "Objective")}  # in the family's parts/
+PROTOCOLS = {  # family -> the module below methods/ and the class in it
+    "adapt": ("adapt.parts.adapter", "Adapter"),
+    "pretrain": ("pretrain.parts.objective", "Objective"),
+    "distill": ("pretrain.parts.objective", "Objective"),
+    "continual": ("continual.parts.learner", "Learner"),
+    "explain": ("explain.parts.explainer", "Explainer"),
+    "dense": ("dense.parts.segmenter", "Segmenter"),
+    "video": ("adapt.parts.adapter", "Adapter"),
+    "probe": ("probe.parts.probe", "Probe"),
+}
 
 
 def systems(family: str) -> list[str]:
@@ -24,7 +33,7 @@ def systems(family: str) -> list[str]:
 @overload
 def find(family: Literal["adapt"], name: str) -> "type[Adapter]": ...
 @overload
-def find(family: Literal["pretrain"], name: str) -> "type[Objective]": ...
+def find(family: Literal["pretrain", "distill"], name: str) -> "type[Objective]": ...
 @overload
 def find(family: str, name: str) -> Any: ...
 @cache
@@ -33,7 +42,7 @@ def find(family: str, name: str) -> Any:
     if name not in systems(family):
         raise DiptychError(f'no system "{name}"{nearest(name, systems(family))}')
     file, protocol = PROTOCOLS[family]
-    base = getattr(importlib.import_module(f"diptych.methods.{family}.parts.{file}"), protocol)
+    base = getattr(importlib.import_module(f"diptych.methods.{file}"), protocol)
     module = importlib.import_module(f"diptych.methods.{family}.{name}")
     declared = [
         v

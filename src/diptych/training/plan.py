@@ -10,7 +10,7 @@ from torch import Tensor
 from diptych.engine.loop import Cosine, Group, Optimiser
 from diptych.errors import DiptychError, nearest
 from diptych.methods.adapt.parts.adapter import parse
-from diptych.methods.discover import find
+from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.parts.objective import Objective, Recipe
 from diptych.training.batches import Order
 
@@ -75,7 +75,7 @@ def make_plan(
     eval_every: int | None,
 ) -> Plan:
     """settings: "<system>.<field>" or "recipe.<field>" -> value. Raises DiptychError for what cannot be."""
-    declared = find("pretrain", system)
+    declared = find("distill" if system in systems("distill") else "pretrain", system)
     objective: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     for key, value in settings.items():

@@ -23,7 +23,16 @@ diptych systems
 diptych systems gda
 diptych systems --markdown
 """
-VERBS = {"adapt": "diptych compare: for your pictures", "pretrain": "diptych train: from pictures with texts"}
+VERBS = {
+    "adapt": "diptych compare: for your pictures",
+    "video": "diptych compare: for your videos",
+    "pretrain": "diptych train: from pictures with texts",
+    "distill": "diptych make: another CLIP out of one",
+    "continual": "diptych teach: a CLIP on a stream of data",
+    "dense": "diptych segment: which pixel is what",
+    "explain": "diptych explain: which words fit a picture",
+    "probe": "diptych probe: how far a CLIP can be trusted",
+}
 HEADER = ("method", "what it does", "needs", "trains", "works on", "new classes")
 
 
@@ -47,7 +56,8 @@ def run(given: argparse.Namespace) -> int:
         show_one(found[0])
     else:
         for family, verb in VERBS.items():
-            show(verb, describe(family))
+            if found := describe(family):
+                show(verb, found)
     return 0
 
 
@@ -85,7 +95,7 @@ def show_one(system: "System") -> None:
     print((module.__doc__ or "").strip())
     print(f"\nneeds: {system.needs}\ntrains: {system.trains}\nworks on: {system.cost}")
     print(f"names new classes: {'yes' if system.names_new_classes else 'no'}")
-    if system.family == "pretrain":
+    if system.family in ("pretrain", "distill"):
         print(f"several processes: {system.per_process or 'as one, on the batch of all'}")
     recipe = getattr(find(system.family, system.name), "recipe", None)
     if recipe is not None:
