@@ -13,7 +13,7 @@ class Nearest(torch.autograd.Function):
     """The nearest matrix of rank k, X [N, D] -> X V V^T, V the k first right singular vectors.
 
     The gradient is that of the projection, which asks only that the k-th singular value differs from the next; through
-    the vectors themselves (autograd of an SVD) it is the same where all values differ and no number where two are alike.
+    the vectors themselves (autograd of an SVD) it is the same where all values differ, and no number where two do not.
     """
 
     @staticmethod
