@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diptych.core.clip import CLIP
+from diptych.core.cut import Cuts
 from diptych.core.forms import YES, forms
 from diptych.core.save import save
 from diptych.data.scan import SetAside
@@ -28,7 +29,12 @@ class Trained:
 
 
 def write_model(
-    objective: Objective, clip: CLIP, folder: Path, rows: list[Row], set_aside: Sequence[SetAside] = ()
+    objective: Objective,
+    clip: CLIP,
+    folder: Path,
+    rows: list[Row],
+    set_aside: Sequence[SetAside] = (),
+    cuts: Cuts | None = None,
 ) -> Trained:
     """Write `folder`/model in the layout that most can read, with its card. The CLIP is frozen."""
     clip.__dict__.pop("fingerprint", None)  # its weights are others now
@@ -37,4 +43,7 @@ def write_model(
     save(clip, folder / "model", layout="open_clip" if can["open_clip"] == YES else "diptych")
     left_out = [name for name, _ in objective.heads.named_children()] if objective.heads else []
     write_card(folder / "model", objective.system(), can, left_out)
-    return Trained(folder, clip, rows, list(set_aside), can, objective.facts(clip))
+    facts = objective.facts(clip)
+    if cuts and cuts.cut:
+        facts.append(("texts that were cut", f"{cuts.cut}", f"of {cuts.read} that this process read"))
+    return Trained(folder, clip, rows, list(set_aside), can, facts)

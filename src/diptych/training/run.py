@@ -402,7 +402,7 @@ class Run:
         if self.batches.share[0] != 0:
             return Trained(folder.path, clip, [], [])
         aside = [*getattr(self.pairs, "set_aside", ()), *self.batches.set_aside.values()]
-        made = write_model(self.plan.objective, clip, folder.path, rows, aside)
+        made = write_model(self.plan.objective, clip, folder.path, rows, aside, self.clip.cuts)
         about = folder.identity | provenance() | {"can become": made.forms}
         write_report(folder.path / "report.html", self.plan, self.pairs.source, len(self.pairs), made, about)
         return made
