@@ -20,6 +20,7 @@ VERBS = {
     "task": ("diptych.data.task", "make_task"),
     "compare": ("diptych.comparison.run", "compare"),
     "train": ("diptych.training.run", "train"),
+    "make": ("diptych.training.make", "make"),
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from diptych.engine.store import cache_info as cache_info
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
+    from diptych.training.make import make as make
     from diptych.training.run import train as train
 
 

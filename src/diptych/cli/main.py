@@ -11,7 +11,7 @@ from types import ModuleType
 
 from diptych import __version__
 from diptych.cli.options import Parser
-from diptych.errors import DiptychError, nearest
+from diptych.errors import DiptychError, TextCut, nearest
 
 ABOUT = "Which CLIP method is best for my pictures? Adapt, compare, use the winner."
 EXAMPLES = """\
@@ -19,7 +19,7 @@ diptych compare                              the first table, on built-in drawin
 diptych compare ./photos                     photos/<class>/*.jpg: every method that fits, one table, the winner
 diptych predict winner.safetensors new/      what the winner says about other pictures
 diptych train clip --data ./pairs            a CLIP of your own, from pictures with texts"""
-CONTINUED = ("compare", "train", "rewrite")
+CONTINUED = ("compare", "train", "make", "rewrite")
 MISTAKE, BUG, STOPPED, PIPE = 2, 1, 130, 141  # exit codes
 
 
@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = bool(os.environ.get("DIPTYCH_DEBUG"))
     if not debug:
         warnings.simplefilter("ignore")  # other libraries' words to their own callers
+        if os.environ.get("RANK", "0") == "0":
+            warnings.simplefilter("default", TextCut)
+            warnings.showwarning = show_warning
     try:
         code = run(words)
         sys.stdout.flush()
@@ -63,6 +66,10 @@ def message_of(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{(error.strerror or str(error) or type(error).__name__).lower()}"
     return str(error)
+
+
+def show_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def say(message: str, code: int) -> int:

@@ -144,7 +144,7 @@ def train_setting(word: str) -> tuple[str, str]:
     """`recipe.weight_decay=0.1` or `clip.max_scale=50`; the field is checked later, by its Config."""
     name, equals, value = word.partition("=")
     system, dot, field = name.strip().partition(".")
-    known = ["recipe", *systems("pretrain")]
+    known = ["recipe", *systems("pretrain"), *systems("distill")]
     if not (equals and dot and field and value.strip()):
         raise DiptychError(f'--set takes SYSTEM.FIELD=VALUE or recipe.FIELD=VALUE, such as recipe.clip=1; not "{word}"')
     if system not in known:
