@@ -20,6 +20,7 @@ VERBS = {
     "task": ("diptych.data.task", "make_task"),
     "compare": ("diptych.comparison.run", "compare"),
     "train": ("diptych.training.run", "train"),
+    "teach": ("diptych.training.stream", "teach"),
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
     from diptych.training.run import train as train
+    from diptych.training.stream import teach as teach
 
 
 def __getattr__(name: str) -> Any:
