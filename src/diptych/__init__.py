@@ -21,6 +21,7 @@ VERBS = {
     "compare": ("diptych.comparison.run", "compare"),
     "train": ("diptych.training.run", "train"),
     "make": ("diptych.training.make", "make"),
+    "teach": ("diptych.training.stream", "teach"),
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from diptych.methods.discover import describe as systems  # noqa: F401
     from diptych.training.make import make as make
     from diptych.training.run import train as train
+    from diptych.training.stream import teach as teach
 
 
 def __getattr__(name: str) -> Any:
