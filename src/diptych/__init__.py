@@ -25,6 +25,7 @@ VERBS = {
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
+    "explain": ("diptych.comparison.explanations", "explain"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.core.doctor", "doctor"),
@@ -37,6 +38,7 @@ VERBS = {
 __all__ = ["__version__", *VERBS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from diptych.comparison.explanations import explain as explain
     from diptych.comparison.predict import predict as predict
     from diptych.comparison.run import compare as compare
     from diptych.core.classifier import Classifier as Classifier

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diptych.training.stream import Taught
 
 PLACE = 4
+CONTINUES = True
 EXAMPLES = """
 diptych teach mod_x --from ViT-B-32:openai --data coco.csv --data flickr.csv --rate 1e-5
 diptych teach fine_tune,mod_x,replay --from micro --data scenes:600 --data scenes:600:sketch --epochs 4 --batch 64
