@@ -6,8 +6,8 @@
 
 Clips of four frames of 64 pixels, drawn as sketches, a style that the model, `micro`, never saw. Worlds:
 
-- glimpse (appearance): 20 classes, five shapes in four colours; the thing is in two of the four frames, in the first two
-  or the last two, and the others are empty.
+- glimpse (appearance): 20 classes, five shapes in four colours; the thing is in the first or the last two of the four
+  frames, and the others are empty.
 - turns (the set of frames): 15 classes, the pairs of six things; one is in the first half, the other in the second, in
   either order. A single frame fits five of the classes.
 - jumps: a thing jumps sideways, up and down, or from corner to corner; each frame alone says nothing.
@@ -306,7 +306,7 @@ def main() -> None:
     if given.only:
         found = measure(given.only, given.seed or 0)
         print(json.dumps(found, indent=1))
-        write_atomically(given.keep / f"{given.only}-{given.seed or 0}.json", json.dumps(found))
+        write_atomically(given.keep / f"{given.only}-{given.seed or 0}.json", json.dumps(found).encode())
         return
     result: dict[str, Any] = {}
     for world in ("glimpse", "turns", "jumps", "ways"):
@@ -318,9 +318,8 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if given.write:
         about = {"model": diptych.load("micro").fingerprint, "steps": STEPS, "rates": RATES, **BASE}
-        write_atomically(
-            RESULTS, json.dumps({"provenance": provenance(), "settings": about, **result}, indent=1) + "\n"
-        )
+        data = json.dumps({"provenance": provenance(), "settings": about, **result}, indent=1) + "\n"
+        write_atomically(RESULTS, data.encode())
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def test_a_table_of_videos(tmp_path: Path) -> None:
     folder = colour_clips(tmp_path / "clips", 2, ("red", "blue"))
     rows = [f"clips/{p.relative_to(folder)},{p.parent.name}" for p in sorted(folder.rglob("*.mp4"))]
     (tmp_path / "list.csv").write_text("\n".join(["video,label", *rows]))
-    records = read_records(tmp_path / "list.csv", image_column="video")
+    records = read_records(tmp_path / "list.csv")
     assert records.videos and len(records) == 4
 
 

@@ -1,4 +1,4 @@
-"""Find the best method for your pictures or videos, and keep the winner.
+"""Find the best method for your pictures or videos; keep the winner.
 
 SOURCE is a folder with one folder of pictures, or of videos, for each class (with or without train, val and test above
 them), a table (.csv, .tsv, .parquet) with a column of pictures and one of labels, or a Hugging Face dataset folder.

@@ -1,4 +1,4 @@
-"""Say what is on pictures or videos: class, probability, or "none of these".
+"""Say what pictures or videos show: the class, or "none of these".
 
 PICTURE is a file or a folder, which is read with all folders below it. Probabilities are calibrated. The threshold
 below which nothing is named was chosen on validation, so that 95% of the rightly recognised pictures lie above it;
