@@ -401,6 +401,7 @@ def summarise(
             file="winner.safetensors",
         ),
         title=f"Which CLIP method is best for {task.name}?",
+        items="videos" if task.frames else "pictures",
         thumbnail=thumbnail,
         groups=groups if len(groups) == len(task.test) else None,
         warnings=task.warnings,
