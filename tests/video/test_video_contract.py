@@ -22,7 +22,7 @@ from diptych.core.clip import CLIP
 from diptych.data.records import Records
 from diptych.data.support import Support
 from diptych.errors import DiptychError
-from diptych.methods.adapt.parts.adapter import Adapter, Work, configure, values
+from diptych.methods.adapt.parts.adapter import Adapter, Work, configure, fit_path, judge, last, values
 from diptych.methods.discover import describe_one, find, systems
 
 __all__ = ["fitted"]
@@ -54,6 +54,20 @@ def test_declarations(name: str) -> None:
     small, large = system().work(5, 1), system().work(50, 16)
     for one in fields(Work):
         assert 0 <= getattr(small, one.name) <= getattr(large, one.name)
+
+
+@pytest.mark.parametrize("name", systems("adapt"))
+def test_systems_of_pictures_work_on_videos(name: str, clip: CLIP, support: Support, queries: Records) -> None:
+    system = find("adapt", name)
+    known = {f.name for f in fields(system.Config)}
+    found = configure(system, {k: v for k, v in QUICK.items() if k in known})
+    if reason := found.refusal(clip, support):
+        pytest.skip(f"{name} {reason}")
+    (config, *_) = (single.config for single in found.singles())
+    single = replace(config, **{f.name: values(config, f.name)[0] for f in fields(config)})
+    fitted = last(fit_path(found, single, clip, support))
+    assert fitted.frames == support.frames
+    assert bool(judge(fitted, clip, asked(support, queries)).isfinite().all())
 
 
 def settings() -> Iterator[tuple[str, str]]:
