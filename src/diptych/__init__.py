@@ -23,6 +23,7 @@ VERBS = {
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
+    "probe": ("diptych.methods.probe.parts.run", "probe"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.core.doctor", "doctor"),
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from diptych.engine.store import cache_info as cache_info
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
+    from diptych.methods.probe.parts.run import probe as probe
     from diptych.training.run import train as train
 
 

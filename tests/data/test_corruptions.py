@@ -97,7 +97,7 @@ def test_records_change_when_they_are_read_and_are_known_again() -> None:
 def test_what_is_not_known_is_refused() -> None:
     image = Image.new("RGB", (8, 8))
     for words, wrong in (
-        ('no change of pictures "fogg" (did you mean "fog"?)', ("fogg", 1, None)),
+        ('no change of pictures "fogg"; did you mean "fog"?', ("fogg", 1, None)),
         ("severity is 6", ("fog", 6, None)),
         ("depth [H, W] is (4, 4)", ("fog", 1, np.ones((4, 4), np.float32))),
         ("above 0", ("fog", 1, np.zeros((8, 8), np.float32))),

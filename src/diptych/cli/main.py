@@ -19,7 +19,7 @@ diptych compare                              the first table, on built-in drawin
 diptych compare ./photos                     photos/<class>/*.jpg: every method that fits, one table, the winner
 diptych predict winner.safetensors new/      what the winner says about other pictures
 diptych train clip --data ./pairs            a CLIP of your own, from pictures with texts"""
-CONTINUED = ("compare", "train", "rewrite")
+CONTINUED = ("compare", "train", "rewrite", "probe")
 MISTAKE, BUG, STOPPED, PIPE = 2, 1, 130, 141  # exit codes
 
 

@@ -110,7 +110,7 @@ def along(pixels: Pixels, weights: NDArray[np.float32], axis: int) -> Pixels:
     pad[axis] = (reach, reach)
     padded, size = np.pad(pixels, pad, mode="edge"), pixels.shape[axis]
     parts = (w * padded.take(range(i, i + size), axis) for i, w in enumerate(weights))
-    return np.sum(list(parts), axis=0, dtype=np.float32)
+    return np.stack([*parts]).sum(0)
 
 
 def blurred(pixels: Pixels, radius: float) -> Pixels:
