@@ -140,6 +140,8 @@ def open_like(
     """All labelled pictures of another source with classes of `main`. texture: a table with a column "texture", which
     names the class of each picture's texture."""
     if isinstance(source, Data):
+        if source.classes != main.classes:
+            raise DiptychError(f"{source.records.source} has other classes than {main.records.source}")
         return source
     records = source if isinstance(source, Records) else read_records(source)
     records, scanned, aside = scan(records.filter(lambda r: r.label is not None))
