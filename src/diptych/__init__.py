@@ -26,6 +26,7 @@ VERBS = {
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
     "explain": ("diptych.comparison.explanations", "explain"),
+    "probe": ("diptych.methods.probe.parts.run", "probe"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.core.doctor", "doctor"),
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
     from diptych.training.make import make as make
+    from diptych.methods.probe.parts.run import probe as probe
     from diptych.training.run import train as train
     from diptych.training.stream import teach as teach
 
