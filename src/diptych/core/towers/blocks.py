@@ -179,6 +179,20 @@ class StagedTower(Tower):
             if not 0 <= tap.block < self.depth:
                 raise DiptychError(f"a tap after stage {tap.block}: {self.kind} has stages 0..{self.depth - 1}")
 
+    def maps(self, pixels: Tensor, stages: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        """pixels [B, 3, H, W] of any size -> the maps after these stages, and the last map [B, C, h, w] before pooling.
+
+        Raises Unsupported for a tower whose last map is none.
+        """
+        raise NotImplementedError
+
+    def regions(self, last: Tensor, masks: Tensor) -> Tensor:
+        """The last map [B, C, h, w] and masks [B, Q, h, w] -> embeddings of the parts [B, Q, D], not normalised.
+
+        The head pools what is in the mask alone; a mask of everything gives the picture's own embedding.
+        """
+        raise NotImplementedError
+
 
 def put_patches(hidden: Tensor, prompts: Prompts, first: int) -> Tensor:
     """Prompts of one block into pictures [B, N, W]: after the first `first` tokens, or at the end."""
