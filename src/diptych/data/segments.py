@@ -131,7 +131,8 @@ def index_folder(pictures: Path | str, indices: Path | str, classes: Path | str)
     """A folder of pictures and one of PNGs of the same names and sizes, whose pixels are line numbers of `classes`.
 
     A line that ends in "(ignore)", and the number 255, are ignored. All classes are stuff: each that occurs in a
-    picture is one segment. Raises DiptychError for what is missing; when read, for unlike sizes and numbers beyond the names.
+    picture is one segment. Raises DiptychError for what is missing; when read, for unlike sizes and numbers beyond
+    the names.
     """
     pictures, indices, classes = Path(pictures), Path(indices), Path(classes)
     lines = _class_lines(classes)
