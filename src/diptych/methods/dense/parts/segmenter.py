@@ -5,7 +5,7 @@ Shapes: Q masks of a picture, K classes, H x W pixels.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -20,6 +20,7 @@ from diptych.errors import DiptychError, Unsupported
 from diptych.files import atomic
 
 FORMAT = 1
+FEW = 5000  # pictures: below, the published schedules would see each of them thousands of times
 
 
 class SegmentsLike(Protocol):
@@ -143,12 +144,14 @@ class Segmenter:
     """One system. A subclass in `methods/dense/<system>.py`, named by its file, with a frozen Config.
 
     needs: in words, what `fit` asks for; trains: what it trains; `module` holds that, None before `fit` and where
-    nothing is trained. names: the classes it was fitted on.
+    nothing is trained. small: settings for hundreds of pictures and one machine, in place of the published ones.
+    names: the classes it was fitted on; set_aside: pictures of the fit that cannot be read, with the reason.
     """
 
     Config: ClassVar[type]
     needs: ClassVar[str] = "pictures with masks"
     trains: ClassVar[tuple[str, ...]] = ()
+    small: ClassVar[dict[str, Any]] = {}
 
     clip: CLIP
     module: nn.Module | None = None
@@ -156,6 +159,7 @@ class Segmenter:
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
+        self.set_aside: dict[str, str] = {}
 
     @classmethod
     def system(cls) -> str:
@@ -167,6 +171,12 @@ class Segmenter:
         """What the tables of systems show."""
         trains = ", ".join(cls.trains) or "nothing"
         return {"needs": cls.needs, "trains": trains, "cost": "picture tower", "names_new_classes": True}
+
+    def suited(self, pictures: int) -> "Segmenter":
+        """Itself for so many pictures to learn from: few take what is `small`, unless it was set."""
+        default = self.Config()
+        unset = {k: v for k, v in self.small.items() if getattr(self.config, k) == getattr(default, k)}
+        return type(self)(replace(self.config, **unset)) if pictures < FEW else self
 
     def fit(
         self,
