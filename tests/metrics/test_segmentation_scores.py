@@ -174,7 +174,7 @@ def coco_figures(pictures: list[dict[str, Any]], most: int) -> tuple[np.ndarray,
         }  # fmt: skip
         truth.createIndex()
         judge = COCOeval(truth, truth.loadRes(found), "segm")
-        judge.params.maxDets = [1, 10, most]
+        judge.params.maxDets = [1, 1, most]  # they sort it
         judge.evaluate()
         judge.accumulate()
     precision = judge.eval["precision"][:, :, :, 0, 2].mean(1)

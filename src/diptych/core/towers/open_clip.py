@@ -111,13 +111,14 @@ class ViTImage(_ResBlocks):
         hidden = visual.ln_pre(put_patches(hidden, [p for p in first if p.before_norm], 1))
         hidden = put_patches(hidden, [p for p in first if not p.before_norm], 1)
         hidden, taken = self.run_images(hidden, prompts, taps, 1)
-        embedding, _ = visual._pool(hidden)
-        if visual.proj is not None:
-            embedding = embedding @ visual.proj
         last = None
         if tokens:
             last = visual.ln_post(hidden) if visual.attn_pool is None else hidden
-        return TowerOutput(embedding, last, taken)
+        return TowerOutput(self.finish(hidden), last, taken)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        pooled, _ = self.visual._pool(hidden)
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
 
 class TransformerText(_ResBlocks):

@@ -32,6 +32,7 @@ class ViTImage(TransformerTower):
         self.head = head
         self.embed_dim = embed_dim
         self.width, self.depth = self.trunk.embed_dim, len(self.trunk.blocks)
+        self.prefix = self.trunk.num_prefix_tokens
 
     def parts(self) -> list[nn.Module]:
         return list(self.trunk.blocks)
@@ -49,6 +50,9 @@ class ViTImage(TransformerTower):
         hidden, taken = self.run_images(hidden, prompts, taps, prefix)
         last = trunk.norm(hidden)
         return TowerOutput(self.head(trunk.forward_head(last)), last if tokens else None, taken)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.head(self.trunk.forward_head(self.trunk.norm(hidden)))
 
     def block(
         self, index: int, hidden: Tensor, mask: Tensor | None, probabilities: bool
