@@ -120,7 +120,8 @@ def train(stage: str, start: CLIP, out: Path) -> CLIP:
     pairs = Pairs(stage, len(drawn(stage)), partial(pair, stage), digest=f"{stage} {SPEC} {WHOLE} {SCENES}")
     diptych.train(
         "clip", pairs, model=start, out=out / stage, settings=SETTINGS, steps=STEPS[stage], batch=BATCH, workers=0,
-        rate=RATES[stage], save_every=100, progress=lambda row, _: print(stage, row) if row["step"] % 100 == 0 else None,
+        rate=RATES[stage], save_every=100,
+        progress=lambda row, _: print(stage, row) if row["step"] % 100 == 0 else None,
     )  # fmt: skip
     return diptych.load(str(out / stage / "model"))
 

@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from diptych.engine.store import cache_info as cache_info
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
-    from diptych.training.make import make as make
     from diptych.methods.probe.parts.run import probe as probe
+    from diptych.training.make import make as make
     from diptych.training.run import train as train
     from diptych.training.stream import teach as teach
 
