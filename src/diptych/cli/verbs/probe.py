@@ -1,4 +1,4 @@
-"""See how far a CLIP can be trusted: what breaks it, how honest its confidence is, what fine-tuning did to it.
+"""See how far a CLIP can be trusted, and where fine-tuning went.
 
 `diptych probe robustness MODEL [MODEL ...] DATA` looks at factors of the pictures, calibration, pictures of nothing the
 model knows, the gap between pictures and texts, and changed pictures (noise, blur, fog, a moved camera).
