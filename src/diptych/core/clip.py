@@ -96,8 +96,14 @@ class CLIP(nn.Module):
         return self.image.embed_dim
 
     def encode_image(self, pixels: Tensor, *, prompts: Prompts = ()) -> Tensor:
-        """pixels [B, 3, H, W] -> embeddings [B, D], not normalised."""
-        return self.image(pixels.to(self.device), prompts=prompts).embedding
+        """pixels [B, 3, H, W] -> embeddings [B, D], not normalised; videos [B, T, 3, H, W]: the means over frames."""
+        frames = self.encode_frames(pixels if pixels.dim() == 5 else pixels[:, None], prompts=prompts)
+        return frames.mean(1) if pixels.dim() == 5 else frames[:, 0]
+
+    def encode_frames(self, pixels: Tensor, *, prompts: Prompts = ()) -> Tensor:
+        """Videos [B, T, 3, H, W] -> embeddings of their frames [B, T, D], not normalised, to be pooled."""
+        folded = pixels.flatten(0, 1).to(self.device)  # [B * T, 3, H, W]
+        return self.image(folded, prompts=prompts).embedding.unflatten(0, pixels.shape[:2])
 
     def encode_tokens(self, tokens: Tokens, *, prompts: Prompts = ()) -> Tensor:
         """Tokens [B, L] -> embeddings [B, D], not normalised."""

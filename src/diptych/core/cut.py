@@ -23,7 +23,7 @@ class Cuts:
     def look(self, texts: Sequence[str], tokens: Tokens, tokenizer: Any, tower: Tower, name: str, warn: bool) -> None:
         """Count texts and warn of the first that was cut. Only those that fill the context are measured again."""
         limit = tokenizer.context_length
-        full = (tokens.mask.sum(1) >= limit).nonzero()[:, 0].tolist()
+        full: list[int] = (tokens.mask.sum(1) >= limit).nonzero()[:, 0].tolist()
         long = [(texts[i], length) for i in full if (length := tokenizer.length(texts[i])) > limit]
         self.read += len(texts)
         self.cut += len(long)

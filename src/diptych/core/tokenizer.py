@@ -149,7 +149,8 @@ class FastTokenizer(_Tokenizer):
         from tokenizers import Tokenizer
 
         copy = Tokenizer.from_str(self.tokenizer.to_str())
-        return FastTokenizer(copy, **self.options() | {"context_length": length})
+        options: dict[str, Any] = self.options() | {"context_length": length}
+        return FastTokenizer(copy, **options)
 
     def options(self) -> dict[str, Any]:
         end_id = None if self.end_id < 0 else self.end_id

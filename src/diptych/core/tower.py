@@ -140,6 +140,13 @@ class Tower(nn.Module):
         """The modules of the blocks or stages, in order; empty for a tower that runs as a whole."""
         return []
 
+    def dense(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] -> [B, h, w, D], not normalised: each place embedded as if it were the whole picture.
+
+        Pictures only. Raises Unsupported where places are not told apart.
+        """
+        raise Unsupported(f"the {self.modality} tower ({self.kind}) gives no embedding of each place of a picture")
+
     def set_checkpoint(self, on: bool = True) -> None:
         """Gradient checkpointing: equal gradients from fewer kept activations. Raises Unsupported without blocks."""
         raise self.refuse("gradient checkpointing")

@@ -14,6 +14,7 @@ from diptych.errors import DiptychError, nearest
 from diptych.methods.discover import systems
 
 PLACE = 3
+CONTINUES = True
 EXAMPLES = """
 diptych make long_clip --from ViT-B-16:openai --tokens 248
 diptych make long_clip --from ViT-B-16:openai --data captions.csv --text long_caption --out longer

@@ -15,6 +15,7 @@ from diptych.errors import DiptychError, nearest
 from diptych.methods.discover import systems
 
 PLACE = 3
+CONTINUES = True
 EXAMPLES = """
 diptych train clip --data scenes:4096 --model ViT-S-16 --epochs 2
 diptych train clip --data ./photos-with-texts --model ViT-B-16 --out runs/first

@@ -251,6 +251,9 @@ class CLIPImage(_CLIPHalf):
         last = self.model.post_layernorm(hidden if tokens else hidden[:, :1])
         return TowerOutput(self.projection(last[:, 0]), last if tokens else None, taken)
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.projection(self.model.post_layernorm(hidden[:, 0]))
+
 
 def separate_projections(prefix: str, depth: int, width: int, places: dict[str, str]) -> list[Projection]:
     """Projections of blocks that keep one square weight a role, at `<prefix>.<block>.<place>.weight`."""
