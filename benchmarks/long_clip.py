@@ -54,8 +54,8 @@ from diptych.training.run import Run
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "long_clip.json"
 OLD = 77
-STEPS, BATCH, PAIRS = 240, 48, 2400
-SETTINGS = {"long_clip.scale": "0", "recipe.rate": "2e-4", "recipe.warmup": "20", "recipe.clip": "1"}
+STEPS, BATCH, PAIRS = 160, 48, 2400
+SETTINGS = {"long_clip.scale": "0", "recipe.rate": "3e-5", "recipe.warmup": "20", "recipe.clip": "1"}
 ARMS: dict[str, dict[str, str]] = {
     "long_clip": {},
     "cut at 77": {"long_clip.tokens": "77"},

@@ -59,6 +59,11 @@ class Plan:
         }
 
 
+def find_objective(system: str) -> type[Objective]:
+    """The class of a system that trains on pairs, of whichever family. Raises DiptychError for an unknown one."""
+    return find("distill" if system in systems("distill") else "pretrain", system)
+
+
 def make_plan(
     system: str,
     pairs: int,
@@ -73,7 +78,7 @@ def make_plan(
     eval_every: int | None,
 ) -> Plan:
     """settings: "<system>.<field>" or "recipe.<field>" -> value. Raises DiptychError for what cannot be."""
-    declared = find("distill" if system in systems("distill") else "pretrain", system)
+    declared = find_objective(system)
     objective: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     for key, value in settings.items():

@@ -92,6 +92,12 @@ class LongClip(Objective):
             terms["short"] = config.short * smoothed_contrastive(coarse, short, scale, config.smoothing, batch.own)
         return terms
 
+    def state(self) -> dict[str, Tensor]:
+        return {"start": self.start}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.start = state["start"].to(self.start.device)
+
     @torch.no_grad()
     def after_step(self, clip: CLIP) -> None:
         """The first positions are put back, bit by bit: neither a gradient nor weight decay has moved them."""
