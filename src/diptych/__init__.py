@@ -23,6 +23,8 @@ VERBS = {
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
+    "segment": ("diptych.comparison.segment", "segment"),
+    "fit_segmenter": ("diptych.comparison.segment", "fit_segmenter"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.core.doctor", "doctor"),
@@ -37,6 +39,8 @@ __all__ = ["__version__", *VERBS]  # pyright: ignore[reportUnsupportedDunderAll]
 if TYPE_CHECKING:
     from diptych.comparison.predict import predict as predict
     from diptych.comparison.run import compare as compare
+    from diptych.comparison.segment import fit_segmenter as fit_segmenter
+    from diptych.comparison.segment import segment as segment
     from diptych.core.classifier import Classifier as Classifier
     from diptych.core.clip import CLIP as CLIP
     from diptych.core.doctor import doctor as doctor

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        again = "; the same command continues where it was" if {*words[:1]} & {*CONTINUED} else ""
+        again = "; the same command continues where it was" if {*words[:1]} & {*CONTINUED} or "--fit" in words else ""
         return say(f"stopped{again}", STOPPED)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
