@@ -146,9 +146,10 @@ def table(found: Sequence[Segmented]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    folder = shared_folder([one.path for one in found])
+    folder, several = shared_folder([one.path for one in found]), len(found) > 1
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    out.add_column(Text(f"picture in {clean(folder)}" if folder else "picture", overflow="fold"), overflow="fold")
+    if several:
+        out.add_column(Text(f"picture in {clean(folder)}" if folder else "picture", overflow="fold"), overflow="fold")
     out.add_column("class")
     out.add_column("share", justify="right")
     out.add_column("score", justify="right")
@@ -156,12 +157,12 @@ def table(found: Sequence[Segmented]) -> "Table":
     if counts:
         out.add_column("counted", justify="right")
     for one in found:
-        path = Text(clean(os.path.relpath(one.path, folder) if folder else one.path))
+        path = [Text(clean(os.path.relpath(one.path, folder) if folder else one.path))] if several else []
         if one.error:
-            out.add_row(path, Text(clean(one.error), style="yellow"))
+            out.add_row(*path, Text(clean(one.error), style="yellow"))
         for area in one.areas:
             many = [c for c in one.counted if c.thing and c.name == area.name]
-            row = [path, Text(clean(area.name), style="bold"), f"{area.share:.1%}", f"{area.score:.2f}"]
-            out.add_row(*row, *([str(len(many)) if many else ""] if counts else []))
-            path = Text("")
+            row = [Text(clean(area.name), style="bold"), f"{area.share:.1%}", f"{area.score:.2f}"]
+            out.add_row(*path, *row, *([str(len(many)) if many else ""] if counts else []))
+            path = [Text("")] * several
     return out

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from diptych.core.classifier import Base
 from diptych.core.clip import CLIP
-from diptych.core.load import load as load_clip
 from diptych.errors import DiptychError, Unsupported, nearest
 from diptych.files import atomic
 from diptych.methods.adapt.parts.adapter import parse
@@ -246,6 +245,7 @@ def load_segmenter(
     """
     from safetensors import SafetensorError, safe_open
 
+    from diptych.core.load import load
     from diptych.methods.discover import find
 
     path = Path(path)
@@ -262,7 +262,7 @@ def load_segmenter(
         segmenter: Segmenter = declared(declared.Config(**config))
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise DiptychError(f"{path} is not a segmenter saved by diptych, or is damaged ({error})") from error
-    clip = clip if clip is not None else load_clip(model or base.source, device)
+    clip = clip if clip is not None else load(model or base.source, device)
     if clip.fingerprint != base.fingerprint:
         same = clip.source == base.source
         raise DiptychError(
