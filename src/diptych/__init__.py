@@ -25,6 +25,7 @@ VERBS = {
     "predict": ("diptych.comparison.predict", "predict"),
     "segment": ("diptych.comparison.segment", "segment"),
     "fit_segmenter": ("diptych.comparison.segment", "fit_segmenter"),
+    "judge_segmenter": ("diptych.comparison.segment", "judge_segmenter"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.core.doctor", "doctor"),
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from diptych.comparison.predict import predict as predict
     from diptych.comparison.run import compare as compare
     from diptych.comparison.segment import fit_segmenter as fit_segmenter
+    from diptych.comparison.segment import judge_segmenter as judge_segmenter
     from diptych.comparison.segment import segment as segment
     from diptych.core.classifier import Classifier as Classifier
     from diptych.core.clip import CLIP as CLIP

@@ -173,8 +173,8 @@ def test_a_stopped_fit_goes_on(segment: Run, boxes: Path, tmp_path: Path, monkey
         (["photo.png", "--labels", LABELS, "--set", "fc_clp.beta=1"], 'did you mean "fc_clip"'),
         (["photo.png", "--labels", LABELS, "--set", "dense_clip.sice=1"], 'did you mean "size"'),
         (["photo.png", "--labels", LABELS, "--model", "colours"], "place"),
-        ([], "takes pictures, or --fit DATA"),
-        (["photo.png", "--fit", "boxes"], "takes pictures, or --fit DATA"),
+        ([], "takes pictures, or --fit DATA, or --test DATA"),
+        (["photo.png", "--fit", "boxes"], "takes pictures, or --fit DATA, or --test DATA"),
         (["--fit", "boxes"], "--fit needs --out FILE"),
         (["--fit", "boxes", "--out", "seg"], "one file, such as seg.safetensors"),
         (["--fit", "boxes", "--out", "s.safetensors", "--labels", LABELS], "learns the names of its data"),
@@ -182,6 +182,8 @@ def test_a_stopped_fit_goes_on(segment: Run, boxes: Path, tmp_path: Path, monkey
         (["--fit", "boxes", "--out", "s.safetensors", "--without", "rad"], 'did you mean "red"'),
         (["--fit", "boxes", "--out", "s.safetensors", "--set", "fc_clip.steps=many"], "a whole number"),
         (["--fit", "boxes", "--out", "s.safetensors", "--model", "colours"], "no ConvNet"),
+        (["--test", "boxes", "--out", "r.txt"], "such as report.html"),
+        (["--test", "boxes", "--labels", "a, b"], "takes the names of its data"),
         (["--fit", "none", "--out", "s.safetensors"], "no such file or folder"),
         (["--fit", "photo.png", "--out", "s.safetensors"], "no set of pictures with masks"),
     ],
@@ -196,6 +198,16 @@ def test_what_is_not_right_is_said(
     done = segment(*words)
     assert done.code == 2 and message in done.err, done
     assert sorted(path.name for path in tmp_path.iterdir()) == before, "nothing half-written is left"
+
+
+def test_judging_prints_figures_and_writes_a_report(segment: Run, boxes: Path, tmp_path: Path):
+    """The untrained segmenter knows all the hues, and only they count: what is ignored is not judged."""
+    done = segment("--test", boxes, "--out", "report.html")
+    assert done.code == 0, done
+    miou = float(done.out.split("mIoU ")[1].split()[0])
+    assert miou > 40, done.out
+    assert f"{miou}" in (tmp_path / "report.html").read_text()
+    assert all(name in done.out for name in ("red", "IoU", "PQ"))
 
 
 def test_labels_from_a_file(segment: Run, photo: Path, tmp_path: Path):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diptych.core.clip import CLIP
     from diptych.data.segments import SegmentRecords
     from diptych.methods.dense.parts.segmenter import Segmentation, Segmenter
+    from diptych.report import Report
 
 MOST = 2_000_000  # pixels of a picture that are told apart; larger ones are segmented smaller
 FITTED = "fc_clip"  # what `fit_segmenter` fits unless told otherwise
@@ -141,6 +142,32 @@ def fit_segmenter(
     segmenter.save(out)
     keep.unlink(missing_ok=True)
     return segmenter
+
+
+def judge_segmenter(
+    data: "str | Path | SegmentRecords",
+    *,
+    fitted: "Segmenter | str | Path | None" = None,
+    method: str | None = None,
+    clip: "CLIP | None" = None,
+    model: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> "Report":
+    """mIoU, panoptic quality and average precision on pictures with masks (of the split "test", if there are several).
+
+    By the names of the data, whatever `fitted` was fitted on. Raises DiptychError for what cannot be read.
+    """
+    from diptych.data.segment_sets import read_segments
+    from diptych.engine.provenance import provenance
+    from diptych.methods.dense.parts.evaluate import evaluate
+
+    records = read_segments(data, "test") if isinstance(data, str | Path) else data
+    segmenter = opened(fitted, method, clip, model, settings, device)
+    about = {"method": segmenter.system(), "model": segmenter.clip.name, "data": records.source} | provenance()
+    found = evaluate(segmenter, records, progress=progress)
+    return found.report(f"{segmenter.system()} on {records.source}", about)
 
 
 def named(trains: bool) -> list[str]:

@@ -3,7 +3,7 @@
 PICTURE is a file or a folder, which is read with all folders below it. Without --with, nothing needs to be fitted:
 each place of the picture is compared with the labels. --fit learns from pictures with masks to draw clean outlines, and
 names what it never saw all the same: DATA is a folder with classes.txt, pictures and index PNGs, or COCO's
-instances.json. A fit that was stopped continues with the same command.
+instances.json. A fit that was stopped continues with the same command. --test judges on such data.
 """
 
 import argparse
@@ -27,6 +27,7 @@ diptych segment photo.jpg --labels "road, car|van, tree, sky" --out overlay.png
 diptych segment photos/ --labels labels.txt --things car --out segmented/
 diptych segment --fit camvid/ --out seg.safetensors
 diptych segment photo.jpg --with seg.safetensors --labels "road, car, horse" --out overlay.png
+diptych segment --test camvid/ --with seg.safetensors --out report.html
 """
 
 
@@ -51,6 +52,7 @@ def options(parser: Parser) -> None:
     add("--with", dest="fitted", metavar="FILE", help="what --fit wrote")
     add("--method", metavar="M", help="see `diptych systems`")
     add("--fit", metavar="DATA", help="learn from these pictures with masks")
+    add("--test", metavar="DATA", help="mIoU, PQ and AP on these pictures with masks; --out report.html keeps them")
     add("--without", default="", metavar="A,B", help="with --fit: classes that it is not to learn")
     add("--model", metavar="M", help="mini (default), micro, open_clip's NAME:TAG, a folder; --fit needs a ConvNet")
     add("--out", type=Path, metavar="PATH", help="overlay of one picture (.png), folder for several, file of the fit")
@@ -66,10 +68,10 @@ def run(given: argparse.Namespace) -> int:
         raise DiptychError(f'no method "{method}"{nearest(method, systems("dense"))}')
     if given.model:
         read.model(given.model)
-    if bool(given.fit) == bool(given.pictures):
-        raise DiptychError("segment takes pictures, or --fit DATA to learn from; see `diptych segment --help`")
+    if sum(map(bool, (given.fit, given.test, given.pictures))) != 1:
+        raise DiptychError("segment takes pictures, or --fit DATA, or --test DATA; see `diptych segment --help`")
     settings = {key.partition(".")[2]: value for key, value in given.settings}
-    return fit(given, settings) if given.fit else show(given, settings)
+    return fit(given, settings) if given.fit else test(given, settings) if given.test else show(given, settings)
 
 
 def fit(given: argparse.Namespace, settings: dict[str, str]) -> int:
@@ -103,6 +105,37 @@ def fit(given: argparse.Namespace, settings: dict[str, str]) -> int:
     if made.set_aside:
         print(f"{len(made.set_aside)} pictures could not be read and were left out", file=sys.stderr)
     console.print(f"\nNext: diptych segment photo.jpg --with {given.out} --out overlay.png", markup=False)
+    return 0
+
+
+def test(given: argparse.Namespace, settings: dict[str, str]) -> int:
+    if given.labels or given.json or given.things:
+        raise DiptychError("--test takes the names of its data; --labels, --things and --json are for pictures")
+    if given.out is not None and given.out.suffix != ".html":
+        raise DiptychError(f"--out {given.out}: --test writes a report, such as report.html")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from diptych.comparison.segment import judge_segmenter
+    from diptych.core.device import keep_freed_memory
+    from diptych.report import Facts, Table, write_html
+    from diptych.report.terminal import rich_table
+
+    keep_freed_memory()
+    console, errors = Console(highlight=False), Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bars:
+        bar = bars.add_task("test", total=None)
+        report = judge_segmenter(
+            given.test, fitted=given.fitted, method=given.method, model=given.model, settings=settings,
+            device=given.device, progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    for section in report.sections:
+        if isinstance(section, Table):
+            console.print(rich_table(section, console.width)[0])
+        elif isinstance(section, Facts):
+            console.print("   ".join(f"{name} {value}" for name, value, _ in section.items), style="bold")
+    if given.out is not None:
+        console.print(f"\n{write_html(report, given.out)}", markup=False, soft_wrap=True)
     return 0
 
 
