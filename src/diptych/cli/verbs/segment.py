@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diptych.comparison.segment import Segmented
 
 PLACE = 5
+CONTINUES = "--fit"
 EXAMPLES = """
 diptych segment photo.jpg --labels "road, car|van, tree, sky" --out overlay.png
 diptych segment photos/ --labels labels.txt --things car --out segmented/

@@ -189,6 +189,7 @@ class CLIPText(_CLIPHalf):
     modality = "text"
     kind = "huggingface.CLIPTextModel"
     causal = True
+    positions = "model.embeddings.position_embedding.weight"
 
     def __init__(self, model: nn.Module, projection: nn.Linear) -> None:
         super().__init__()

@@ -131,6 +131,7 @@ class TransformerText(_ResBlocks):
     modality = "text"
     kind = "open_clip.TextTransformer"
     path = "resblocks"
+    positions = "positional_embedding"
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()

@@ -271,9 +271,9 @@ def load_segmenter(
             + ("that model has changed since: fit again" if same else f"use --model {base.source}")
         )
     segmenter.clip, segmenter.names = clip, names
-    segmenter.module = segmenter.restore(clip, names)
+    segmenter.module = module = segmenter.restore(clip, names)
     try:
-        segmenter.module.load_state_dict(tensors)
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         raise DiptychError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     return segmenter
