@@ -20,9 +20,12 @@ VERBS = {
     "task": ("diptych.data.task", "make_task"),
     "compare": ("diptych.comparison.run", "compare"),
     "train": ("diptych.training.run", "train"),
+    "make": ("diptych.training.make", "make"),
+    "teach": ("diptych.training.stream", "teach"),
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
+    "explain": ("diptych.comparison.explanations", "explain"),
     "probe": ("diptych.methods.probe.parts.run", "probe"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
@@ -36,6 +39,7 @@ VERBS = {
 __all__ = ["__version__", *VERBS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from diptych.comparison.explanations import explain as explain
     from diptych.comparison.predict import predict as predict
     from diptych.comparison.run import compare as compare
     from diptych.core.classifier import Classifier as Classifier
@@ -52,7 +56,9 @@ if TYPE_CHECKING:
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
     from diptych.methods.probe.parts.run import probe as probe
+    from diptych.training.make import make as make
     from diptych.training.run import train as train
+    from diptych.training.stream import teach as teach
 
 
 def __getattr__(name: str) -> Any:

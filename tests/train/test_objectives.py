@@ -24,7 +24,7 @@ from diptych.training.run import Run
 
 SYSTEMS = systems("pretrain")
 # Settings that cost time are cut, wherever a system has them; what they do is tried in its own test.
-QUICK = {"clusters": 4, "restarts": 1, "episode": 24, "hidden": 16, "projection": 8}
+QUICK = {"clusters": 4, "restarts": 1, "episode": 24, "hidden": 16, "projection": 8, "tokens": 40, "first": 4}
 INDEX = [5, 2, 9, 0, 7, 11]
 UNDEFINED_FOR_ONE = {"cloob"}  # a loss that leaves the positive out has nothing left
 

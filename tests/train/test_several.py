@@ -182,7 +182,7 @@ def test_a_batch_that_cannot_be_shared_out_evenly_is_refused(
 
 
 def test_machines_that_do_not_come_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch):
-    from diptych.cli.verbs import train
+    from diptych.cli import training as train
 
     monkeypatch.setattr(train, "JOIN", 1)
     for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}.items():

@@ -36,6 +36,7 @@ def support_of(task: Task, records: Records, store: FeatureStore, seed: int = 0)
         seed=seed,
         templates=task.templates,
         unlabelled=task.unlabelled,
+        frames=task.frames,
     )
 
 
@@ -98,6 +99,7 @@ def judge_test(classifier: Classifier, clip: CLIP, test: Records, store: Feature
 def embed_and(classifier: Classifier, clip: CLIP, records: Records, store: FeatureStore, batch: int = 32) -> Tensor:
     """Probabilities [N, C] through the edited image tower."""
     edited = classifier.clip(clip)
+    batch = max(1, batch // max(1, store.frames))
     parts = []
     with torch.inference_mode():
         for start in range(0, len(records), batch):

@@ -76,6 +76,7 @@ class Summary:
     class_names: Sequence[str]
     winner: Winner | None = None
     title: str = "Which CLIP method is best for these pictures?"
+    items: str = "pictures"  # or "videos"
     thumbnail: Callable[[int], bytes] | None = None
     groups: Sequence[str] | None = None
     warnings: Sequence[str] = ()

@@ -16,6 +16,7 @@ from diptych.errors import DiptychError, nearest
 from diptych.methods.discover import systems
 
 PLACE = 6
+CONTINUES = True
 EXAMPLES = """
 diptych probe robustness mini ./photos
 diptych probe robustness mini winner.safetensors ./photos --ood ./others --shifted ./sketches
