@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
-from diptych.core.load import load
 from diptych.data.pairs import Pairs, read_pairs
 from diptych.engine.provenance import provenance
 from diptych.errors import DiptychError, nearest
@@ -125,6 +124,8 @@ def open_models(
 
 
 def open_model(given: str | Path | CLIP | Classifier | Model, device: str | None, bases: dict[str, CLIP]) -> Model:
+    from diptych.core.load import load
+
     if isinstance(given, Model):
         return given
     if isinstance(given, CLIP):
