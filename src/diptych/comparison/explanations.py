@@ -266,8 +266,8 @@ def badness(row: Explained, rank: str) -> tuple[bool, float, float]:
     """Sorts the worst first, by one figure and then by the other; what could not be read, last."""
     if row.scores is None:
         return True, 0.0, 0.0
-    figures = row.scores.cosine, row.scores.score
-    return False, *(figures if rank == "clip_score" else figures[::-1])
+    cosine, measure = row.scores.cosine, row.scores.score
+    return (False, cosine, measure) if rank == "clip_score" else (False, measure, cosine)
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
