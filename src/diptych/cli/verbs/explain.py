@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diptych.methods.explain.parts.explainer import WordScores
 
 PLACE = 2
+CONTINUES = True
 TOP = 10  # of a table
 EXAMPLES = """
 diptych explain photo.jpg "a brown dog and a cat"
