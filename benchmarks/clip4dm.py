@@ -44,7 +44,7 @@ STOP = """a an and the of on in at to with by for from up into over is are be ha
 she they there as while some other each next near under out off top"""
 SPEC = SceneSpec(textures=("solid",) * 3 + ("striped", "dotted", "checked"))  # as micro was trained, with more textures
 SEVERAL = replace(SPEC, counts=(1, 2), copies=(2, 3), textures=("solid",))
-SCENES, CALIBRATION = 250, 150
+SCENES, CALIBRATION = 150, 150
 METHODS = ("clip4dm", "clamped", "left_out")
 
 
