@@ -196,6 +196,20 @@ def calibration(scored: Sequence[Scored], share: float = 0.05) -> float:
     return min(0.0, sorted(min(one.judged) for one in scored)[int(share * len(scored))])
 
 
+def evidence(cases: Sequence[Case], scored: dict[tuple[int, str], Scored]) -> dict[str, dict[str, float]]:
+    """What speaks against true and false captions (the sum below 0), and their cosines: means, and spread of the true."""
+    sides = {
+        "true": [scored[case.picture, case.true] for case in cases],
+        "false": [scored[case.picture, case.false] for case in cases],
+    }
+    found = {}
+    for name, of in {"n": lambda one: judge(one.judged, "threshold", 0.0)[1], "cosine": lambda one: one.cosine}.items():
+        values = {side: [of(one) for one in every] for side, every in sides.items()}
+        means = {side: statistics.mean(every) for side, every in values.items()}
+        found[name] = means | {"spread of the true": statistics.stdev(values["true"])}
+    return found
+
+
 def flagged_foils(cases: Sequence[Case], scored: dict[tuple[int, str], Scored], eps: float) -> dict[str, float]:
     """Of false captions: with any flag, and with the false word flagged."""
     one = [scored[case.picture, case.false] for case in cases]
@@ -244,6 +258,7 @@ def scenes(seed: int, spec: SceneSpec) -> dict[str, Any]:
         "flagged, matched": flags(own, eps),
         "flagged, false": flagged_foils(singles, scored, eps),
         "flagged, published eps, matched": flags(own, config.eps),
+        "against": evidence(singles, scored),
         "captions of other scenes": others_captions(clip, records, targets, config, eps),
     } | ({"map": pointing(clip, records)} if spec.copies == (1,) else {})  # a phrase then has one place
 
@@ -383,6 +398,7 @@ def coco(seed: int, root: Path, kept: Path, most: int) -> dict[str, Any] | None:
         "flagged, matched": flags(own[False], eps),
         "flagged, false": flagged_foils(held, scored, eps),
         "flagged, published eps, matched": flags(own[False], config.eps),
+        "against": evidence(cases, scored),
         "examples": [example(case, scored[case.picture, case.false]) for case in cases[::60]],
     }
 
