@@ -197,7 +197,7 @@ def calibration(scored: Sequence[Scored], share: float = 0.05) -> float:
 
 
 def evidence(cases: Sequence[Case], scored: dict[tuple[int, str], Scored]) -> dict[str, dict[str, float]]:
-    """What speaks against true and false captions (the sum below 0), and their cosines: means, and spread of the true."""
+    """What speaks against true and false captions (the sum below 0), and their cosines: means, the spread."""
     sides = {
         "true": [scored[case.picture, case.true] for case in cases],
         "false": [scored[case.picture, case.false] for case in cases],
