@@ -55,6 +55,7 @@ class TransformerTower(Tower):
     """
 
     patches: Callable[[int], Tensor] | None = None  # which of so many run; set by `only_patches`
+    gate: Tensor | None = None  # a factor for each hidden channel [W]; set by `core.gates.gated`
 
     def block(
         self, index: int, hidden: Tensor, mask: Tensor | None, probabilities: bool
@@ -64,6 +65,10 @@ class TransformerTower(Tower):
 
     def set_checkpoint(self, on: bool = True) -> None:
         self.checkpoint = on
+
+    def entering(self, hidden: Tensor) -> Tensor:
+        """Embeddings with their position codes [B, N, W], behind the gate where there is one."""
+        return hidden if self.gate is None else hidden * self.gate.to(hidden.dtype)
 
     def check(self, prompts: Prompts, taps: Sequence[Tap]) -> None:
         """Raise for prompts and taps that name a block or a place which is not there."""
