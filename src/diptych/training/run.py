@@ -22,7 +22,7 @@ from diptych.data.records import Records
 from diptych.data.scan import SetAside
 from diptych.engine.chunks import embed_in_chunks
 from diptych.engine.distributed import gather, gather_embeddings, of_first, others_may_be_gone, own_rows
-from diptych.engine.loop import Diverged, Loop, Step, processes, runtime
+from diptych.engine.loop import Diverged, Loop, Runtime, Step, processes, runtime
 from diptych.engine.provenance import provenance
 from diptych.engine.sharding import blank, is_sharded, local, part_of, shard, whole
 from diptych.engine.sharding import load as load_parts
@@ -31,6 +31,7 @@ from diptych.files import write_atomically
 from diptych.losses.contrastive import groups_of
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairsLike
 from diptych.methods.pretrain.parts.patches import need_patches, random_patches
+from diptych.training.base import open_model
 from diptych.training.batches import Batches
 from diptych.training.broken import first_broken
 from diptych.training.card import write_card
@@ -133,18 +134,6 @@ def train(
         return Run(plan, clip.to(where), pairs, folder, workers, judge, strategy).go(progress)
 
 
-def open_model(model: str | CLIP, seed: int) -> CLIP:
-    """Fresh weights for an architecture; what is there otherwise."""
-    from diptych.core.fresh import fresh
-    from diptych.core.load import EMBEDDED, load
-
-    if isinstance(model, CLIP):
-        return model
-    path = Path(model).expanduser()
-    is_architecture = path.suffix == ".json" or not (path.exists() or ":" in model or model in EMBEDDED)
-    return fresh(model, seed) if is_architecture else load(model, device="cpu")
-
-
 def digest(pairs: PairsLike) -> str:
     """What tells these pairs from others: the files, or the texts of a few pairs."""
     if isinstance(pairs, Pairs):
@@ -177,6 +166,8 @@ class Run:
         plan, objective = self.plan, self.plan.objective
         engine = runtime(self.clip.device)
         torch.manual_seed(plan.order.seed)
+        if self.strategy == "fsdp" and objective.reshapes:
+            raise DiptychError(f"{objective.system()} cuts its model as it goes, as --strategy fsdp cannot; use ddp")
         objective.prepare(self.clip, self.pairs, plan.order.seed)
         if objective.heads is not None:
             objective.heads.to(self.clip.device)
@@ -194,17 +185,23 @@ class Run:
         self.batches = Batches(
             self.pairs, self.clip, objective, plan.order, plan.recipe.crop, self.workers, rank_and_world()
         )
-        self.loop = Loop(
-            self.trainable,
-            plan.optimiser(),
-            plan.steps,
-            groups=plan.groups(self.trainable),
-            schedule=plan.schedule(),
-            clip=plan.recipe.clip or None,
-            strict=False,
-            run=engine,
-        )
+        self.loop = self.new_loop(engine)
+
+    def new_loop(self, engine: Runtime) -> Loop:
+        """The optimiser's beginning, and that of the average of the weights."""
+        plan = self.plan
         self.average = {n: t.detach().clone() for n, t in self.trainable.items()} if plan.recipe.ema else {}
+        return Loop(
+            self.trainable, plan.optimiser(), plan.steps, groups=plan.groups(self.trainable), schedule=plan.schedule(),
+            clip=plan.recipe.clip or None, strict=False, run=engine,
+        )  # fmt: skip
+
+    def reshaped(self) -> None:
+        """The CLIP or the heads have other parameters now: the optimiser starts afresh on them."""
+        if self.plan.objective.heads is not None:
+            self.plan.objective.heads.to(self.clip.device)
+        self.trainable = self.choose()
+        self.loop = self.new_loop(self.loop.run)
 
     def choose(self) -> dict[str, Tensor]:
         """All parameters of the CLIP and the heads, but those that the recipe freezes."""
@@ -262,6 +259,8 @@ class Run:
     def step(self, step: int, batch: Batch, ids: list[str]) -> Step:
         """One update of the weights."""
         objective = self.plan.objective
+        if objective.reshape(self.clip, step, self.plan.steps):
+            self.reshaped()
         self.hold(objective.phase(step, self.plan.steps).trains)
         batch = to(batch, self.clip.device)
         try:
@@ -391,6 +390,8 @@ class Run:
 
     def take_up(self, found: Checkpoint) -> int:
         """Go on from a checkpoint; -> the steps that are done."""
+        if self.plan.objective.restore(self.clip, found.part("objective")):
+            self.reshaped()
         heads = self.plan.objective.heads
         load_parts(self.clip, found.part("clip"))
         if heads is not None:

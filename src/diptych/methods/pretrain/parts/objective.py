@@ -121,7 +121,7 @@ class Objective:
     texts: the roles whose tokens a batch holds; `words` fills them. needs: in words, what it asks of the data.
     heads: what it trains beside the CLIP; in checkpoints, not in the final model.
     per_process: why its loss is of each process's own rows, where a paper has it so; empty: of those of all, and
-    several processes are as one.
+    several processes are as one. reshapes: whether it changes the CLIP's parameters in the middle of a run.
     """
 
     Config: ClassVar[type]
@@ -131,6 +131,7 @@ class Objective:
     trains: ClassVar[tuple[str, ...]] = ("both towers", "temperature")
 
     per_process: ClassVar[str] = ""
+    reshapes: ClassVar[bool] = False
 
     heads: nn.Module | None = None
 
@@ -175,6 +176,21 @@ class Objective:
 
     def after_step(self, clip: CLIP) -> None:
         """After each update: clamps."""
+
+    def reshape(self, clip: CLIP, step: int, steps: int) -> bool:
+        """Before each step: whether the CLIP or the heads now have other parameters. The optimiser then starts afresh
+        on them, while the schedule goes on. A function of the step, the weights and the heads alone."""
+        return False
+
+    def restore(self, clip: CLIP, state: dict[str, Tensor]) -> bool:
+        """In a resumed run, before any weights are loaded: give the CLIP and the heads the structure that they had when
+        `state` was saved; whether it is another than `prepare` makes."""
+        return False
+
+    def rates(self, steps: int) -> dict[str, float]:
+        """Learning rates of parameters by pattern of their names (`heads.<name>`) in a run of so many steps, which no
+        schedule changes; a negative one maximises."""
+        return {}
 
     @classmethod
     def requirements(cls) -> dict[str, Any]:
