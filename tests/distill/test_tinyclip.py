@@ -32,8 +32,10 @@ WIDE: dict[str, Any] = {  # 8 heads a block
 FROZEN = {"recipe.freeze": "log_scale,towers.text.token_embedding.weight", "recipe.crop": "1"}
 
 
-def start(clip: CLIP, world: World, steps: int, rate: float = 1e-3, batch: int = 32, **settings: Any) -> Run:
-    given = FROZEN | {name if "." in name else f"tinyclip.{name}": value for name, value in settings.items()}
+def start(
+    clip: CLIP, world: World, steps: int, rate: float = 1e-3, batch: int = 32, beta1: float = 0.9, **settings: Any
+) -> Run:
+    given = FROZEN | {"recipe.beta1": beta1} | {f"tinyclip.{name}": value for name, value in settings.items()}
     options: dict[str, Any] = {"epochs": None, "seed": 0, "save_every": None, "eval_every": None}
     return Run(
         make_plan("tinyclip", len(world), given, steps=steps, batch=batch, rate=rate, **options), clip, world, None
@@ -195,8 +197,8 @@ def test_the_size_asked_for_is_reached_and_only_with_multipliers_that_climb(rate
     left = 0
     for _, gates in sized.each():
         z = gates.settled()
-        counts = (tuple(int((gate > 0).sum()) for gate in each) for each in (z.heads, z.units))
-        left += Shape(int((z.hidden > 0).sum()), *counts, 8).parameters
+        heads, units = (tuple(int((gate > 0).sum()) for gate in each) for each in (z.heads, z.units))
+        left += Shape(int((z.hidden > 0).sum()), heads, units, 8).parameters
     share = left / (2 * shape.parameters)
     assert (abs(share / 0.5 - 1) < 0.03) == (rate < 0), share
 
@@ -295,7 +297,7 @@ def test_half_a_clip_knows_more_than_as_small_a_one_from_scratch_at_equal_steps(
     teacher = make_clip()
     plain_train(Clip(), teacher, world, steps=150, rate=4e-3)
     small, scratch = deepcopy(teacher), make_clip(1)
-    run = start(small, world, 60, rate=2e-3, **{"recipe.beta1": "0.5"})
+    run = start(small, world, 60, rate=2e-3, beta1=0.5)
     go(run, 0, 60)
     for name, shape in run.plan.objective.shapes.items():  # type: ignore[attr-defined]
         cut(scratch.towers[name], leading(shape))  # type: ignore[arg-type]
