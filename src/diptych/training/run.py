@@ -15,8 +15,6 @@ from torch import Tensor
 
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
-from diptych.core.forms import YES, forms
-from diptych.core.save import save
 from diptych.data.pairs import Pairs, read_pairs
 from diptych.data.records import Records
 from diptych.data.scan import SetAside
@@ -34,26 +32,15 @@ from diptych.methods.pretrain.parts.patches import need_patches, random_patches
 from diptych.training.base import open_model
 from diptych.training.batches import Batches
 from diptych.training.broken import first_broken
-from diptych.training.card import write_card
 from diptych.training.evaluate import ZeroShot, zero_shot_on
 from diptych.training.folder import Checkpoint, TrainingFolder
-from diptych.training.plan import Plan, make_plan, matching
+from diptych.training.held_out import hold_out
+from diptych.training.outcome import Row, Trained, write_model
+from diptych.training.plan import Plan, find_objective, make_plan, matching
 from diptych.training.writers import Writer, writers
 
 Strategy = Literal["ddp", "fsdp"]
-Row = dict[str, float]  # a line of metrics.csv
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a run left. folder: its model/ opens with `diptych.load`; rows: of metrics.csv; forms: what the model can
-    become, or why not (`core.forms`)."""
-
-    folder: Path
-    clip: CLIP
-    rows: list[Row]
-    set_aside: list[SetAside]
-    forms: dict[str, str] = field(default_factory=dict)
+HELD = 10  # at most one pair in so many is held out for a system that wants it
 
 
 def train(
@@ -96,6 +83,9 @@ def train(
         if isinstance(data, (str, Path))
         else data
     )
+    identified, held, count = digest(pairs), None, min(find_objective(system).held_out, len(pairs) // HELD)
+    if count > 1:
+        pairs, held = hold_out(pairs, count, seed)
     plan = make_plan(
         system,
         len(pairs),
@@ -118,8 +108,9 @@ def train(
     where = choose_device(device)
     if where == "cuda" and processes() > 1:
         where = f"cuda:{os.environ['LOCAL_RANK']}"
+    plan.objective.held = held
     clip = open_model(model, seed)
-    identity = plan.identity() | {"model": model if isinstance(model, str) else clip.fingerprint, "data": digest(pairs)}
+    identity = plan.identity() | {"model": model if isinstance(model, str) else clip.fingerprint, "data": identified}
     folder = TrainingFolder(Path(out), identity)
     leads = rank_and_world()[0] == 0
     if leads:
@@ -390,7 +381,7 @@ class Run:
 
     def take_up(self, found: Checkpoint) -> int:
         """Go on from a checkpoint; -> the steps that are done."""
-        if self.plan.objective.restore(self.clip, found.part("objective")):
+        if self.plan.objective.rebuild(self.clip, found.part("objective")):
             self.reshaped()
         heads = self.plan.objective.heads
         load_parts(self.clip, found.part("clip"))
@@ -417,16 +408,11 @@ class Run:
             clip.load_state_dict(full, assign=True)
         if self.batches.share[0] != 0:
             return Trained(folder.path, clip, [], [])
-        clip.__dict__.pop("fingerprint", None)  # its weights are others now
-        clip.eval().requires_grad_(False)
-        can = forms(clip)
-        save(clip, folder.path / "model", layout="open_clip" if can["open_clip"] == YES else "diptych")
-        left_out = [name for name, _ in self.plan.objective.heads.named_children()] if self.plan.objective.heads else []
-        write_card(folder.path / "model", self.plan.objective.system(), can, left_out)
         aside = [*getattr(self.pairs, "set_aside", ()), *self.batches.set_aside.values()]
-        about = folder.identity | provenance() | {"can become": can}
-        write_report(folder.path / "report.html", self.plan, self.pairs.source, len(self.pairs), rows, aside, about)
-        return Trained(folder.path, clip, rows, aside, can)
+        made = write_model(self.plan.objective, clip, folder.path, rows, aside, self.clip.cuts)
+        about = folder.identity | provenance() | {"can become": made.forms}
+        write_report(folder.path / "report.html", self.plan, self.pairs.source, len(self.pairs), made, about)
+        return made
 
 
 def to(batch: Batch, device: torch.device) -> Batch:

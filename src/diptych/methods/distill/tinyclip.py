@@ -73,6 +73,8 @@ class TinyClip(Objective):
     needs = "pairs like those that the small model is for"
     untrained = "a manual cut is saved as it is, and nothing is trained: it has lost most of what the model knew"
     reshapes = True
+    epochs = 6
+    held_out = 256
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
@@ -90,7 +92,6 @@ class TinyClip(Objective):
             raise DiptychError(f"tinyclip keeps {self.keeps} of the model: shares must fall, from below 1 to above 0")
         self.stage, self.steps, self.seed = 0, 1, 0
         self.heads: Sized | None = None
-        self.held: PairsLike | None = None
 
     # -- what the run begins with, and the cuts ------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class TinyClip(Objective):
             found |= {f"{name}.heads": torch.tensor(shape.heads), f"{name}.units": torch.tensor(shape.units)}
         return found
 
-    def restore(self, clip: CLIP, state: dict[str, Tensor]) -> bool:
+    def rebuild(self, clip: CLIP, state: dict[str, Tensor]) -> bool:
         for name, now in self.shapes.items():
             width, heads, units = (state[f"{name}.{what}"].tolist() for what in ("width", "heads", "units"))
             cut(clip.towers[name], leading(Shape(width, tuple(heads), tuple(units), now.head)))  # type: ignore[arg-type]

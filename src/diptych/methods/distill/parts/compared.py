@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diptych.core.clip import CLIP
 from diptych.losses.matrix import matrix_distillation
-from diptych.methods.pretrain.parts.objective import PairsLike
-from diptych.metrics.retrieval import recall_at
+from diptych.methods.pretrain.parts.objective import HeldLike
 
 Facts = list[tuple[str, str, str]]  # what, its value, the value before
 PICTURES, ROUNDS = 16, 7
@@ -59,28 +57,13 @@ def turns(first: Callable[[], Tensor], second: Callable[[], Tensor], device: tor
 
 
 @torch.no_grad()
-def losses(teacher: CLIP, student: CLIP, pairs: PairsLike, scale: float) -> Facts:
+def losses(teacher: CLIP, student: CLIP, held: HeldLike, scale: float) -> Facts:
     """First hits of pictures and texts among the pairs, and how far the affinities are from the teacher's, in nats."""
-    rows = [embedded(clip, pairs) for clip in (teacher, student)]
-    before, after = (scale * image @ text.T for image, text in rows)
-    said = [pairs[i].texts[0] for i in range(len(pairs))]
-    own = torch.tensor([[one == other for other in said] for one in said], device=before.device)  # [N, N]
+    rows = [held.embed(clip) for clip in (teacher, student)]
+    before, after = (scale * one.image @ one.text.T for one in rows)
     found: Facts = []
-    for what, turn in (("pictures to texts", lambda x: x), ("texts to pictures", lambda x: x.T)):
-        was, now = (100 * recall_at(turn(scores), own, ks=(1,))[1] for scores in (before, after))
-        found.append((f"{what}, first of {len(pairs)}", f"{now:.1f}%", f"{was:.1f}% before"))
+    for what in ("image to text", "text to image"):
+        was, now = (100 * one.recalls()[what][1] for one in rows)
+        found.append((f"{what}, R@1", f"{now:.1f}%", f"{was:.1f}% before, of {len(before)} held-out pictures"))
     apart = float(matrix_distillation(after, [before], divergence=True))
-    return [*found, ("affinities apart", f"{apart:.3f}", f"nats, on {len(pairs)} held-out pairs")]
-
-
-def embedded(clip: CLIP, pairs: PairsLike, batch: int = 64) -> tuple[Tensor, Tensor]:
-    """Unit rows of all pictures and first texts [N, D] each."""
-    items = [pairs[i] for i in range(len(pairs))]
-    pictures = torch.cat(
-        [
-            clip.encode_image(torch.stack([clip.preprocess(item.picture()) for item in items[i : i + batch]]))
-            for i in range(0, len(items), batch)
-        ]
-    )
-    texts = clip.encode_text([item.texts[0] for item in items])
-    return F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+    return [*found, ("affinities apart", f"{apart:.3f}", "nats, of the same pictures and texts")]
