@@ -28,12 +28,13 @@ from diptych.methods.continual.parts.learner import Learner, Session, SessionRec
 from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.parts.objective import Batch, Objective, PairsLike
 from diptych.metrics import drift
+from diptych.training.base import is_architecture, open_model
 from diptych.training.batches import Batches, Order
 from diptych.training.card import write_card
 from diptych.training.folder import TrainingFolder
 from diptych.training.held_out import Embedded, HeldOut, hold_out
 from diptych.training.plan import Plan, changed
-from diptych.training.run import Row, Run, digest, is_architecture, open_model, to
+from diptych.training.run import Row, Run, digest, to
 
 Say = Callable[[str], None]
 Progress = Callable[[Row, Plan], None]
