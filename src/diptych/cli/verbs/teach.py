@@ -35,7 +35,7 @@ def options(parser: Parser) -> None:
     add("--data", required=True, action="append", metavar="D",
         help="a session; again for each further one. scenes:N:STYLE:LANGUAGE are built-in drawings")  # fmt: skip
     add("--from", required=True, dest="model", metavar="M",
-        help="the model to go on from: NAME:TAG, a folder, or an architecture of open_clip (fresh weights)")  # fmt: skip
+        help="the model to go on from: NAME:TAG, a folder, or an open_clip architecture (fresh weights)")  # fmt: skip
     add("--image", metavar="COLUMN", help="the column of pictures, where the data are tables")
     add("--text", metavar="A,B", help="the column of captions, or several")
     add("--steps", type=read.whole("--steps"), metavar="N", help="updates of the weights in each session")
