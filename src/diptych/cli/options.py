@@ -113,9 +113,17 @@ def shots(words: str) -> tuple[int | Literal["all"], ...]:
     return tuple(dict.fromkeys(found))
 
 
+def views(word: str) -> tuple[int, int]:
+    """`4x3`"""
+    found = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", word.strip().lower())
+    if not found:
+        raise DiptychError(f'--views takes draws of frames x crops, such as 4x3; not "{word}"')
+    return int(found[1]), int(found[2])
+
+
 def methods(words: str) -> tuple[str, ...]:
     """`gda,knn` or `all`; names are checked by their files alone."""
-    known = systems("adapt")
+    known = [*systems("adapt"), *systems("video")]
     found = split(words, "--methods", "gda,knn or all")
     if "all" in found:
         if len(found) > 1:
@@ -135,14 +143,15 @@ def setting(word: str) -> tuple[str, str]:
         raise DiptychError(
             f'--set takes SYSTEM.FIELD=VALUE, such as knn.k=5 or, to try several, knn.k=1,5; not "{word}"'
         )
-    if system not in systems("adapt"):
-        raise DiptychError(f'--set {word}: no method "{system}"{nearest(system, systems("adapt"))}')
+    known = [*systems("adapt"), *systems("video")]
+    if system not in known:
+        raise DiptychError(f'--set {word}: no method "{system}"{nearest(system, known)}')
     return f"{system}.{name_of_field}", value.strip()
 
 
 def train_setting(word: str) -> tuple[str, str]:
     """`recipe.weight_decay=0.1` or `clip.max_scale=50`; the field is checked later, by its Config."""
-    return setting_of(word, "pretrain")
+    return setting_of(word, "pretrain", "distill")
 
 
 def teach_setting(word: str) -> tuple[str, str]:
@@ -150,11 +159,11 @@ def teach_setting(word: str) -> tuple[str, str]:
     return setting_of(word, "continual")
 
 
-def setting_of(word: str, family: str) -> tuple[str, str]:
-    """Of a system of the family, or of the recipe."""
+def setting_of(word: str, *families: str) -> tuple[str, str]:
+    """Of a system of the families, or of the recipe."""
     name, equals, value = word.partition("=")
     system, dot, field = name.strip().partition(".")
-    known = ["recipe", *systems(family)]
+    known = ["recipe", *(name for family in families for name in systems(family))]
     if not (equals and dot and field and value.strip()):
         raise DiptychError(f'--set takes SYSTEM.FIELD=VALUE or recipe.FIELD=VALUE, such as recipe.clip=1; not "{word}"')
     if system not in known:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.comparison.stats import class_recall, confusion, reliability
+from diptych.comparison.stats import class_recall, confusion
 from diptych.comparison.summary import REFERENCE, Standing, Summary, Winner, results_json, shots_words, write_json
 from diptych.comparison.table import (
     comparison_table,
@@ -17,6 +17,7 @@ from diptych.comparison.table import (
     skipped_lines,
 )
 from diptych.errors import DiptychError
+from diptych.metrics.calibration import reliability
 from diptych.report import Cell, Column, Facts, Gallery, Picture, Plot, Report, Section, Table, Text, write_html
 from diptych.report.plots import Band, bars, changes, curves, looks, matrix, scatter
 from diptych.report.plots import reliability as reliability_plot
@@ -37,9 +38,8 @@ def comparison_report(summary: Summary) -> Report:
     parts = (_verdict, _table, _curves, _lost, _confusion, _calibration, _mistakes, _classes, _data)
     sections = [section for part in parts for section in part(summary)]
     many, classes = len(summary.truth), len(summary.class_names)
-    subtitle = (
-        f"{len(summary.methods)} methods · {classes:,} classes · {many:,} test pictures that no method was fitted on"
-    )
+    asked = f"{many:,} test {summary.items} that no method was fitted on"
+    subtitle = f"{len(summary.methods)} methods · {classes:,} classes · {asked}"
     return Report(summary.title, sections, summary.provenance, subtitle)
 
 
@@ -53,7 +53,7 @@ def _verdict(summary: Summary) -> list[Section]:
             (
                 "Winner",
                 won.method,
-                "with all labelled pictures" if won.shots == "all" else f"at {shots_words(won.shots)} a class",
+                f"with all labelled {summary.items}" if won.shots == "all" else f"at {shots_words(won.shots)} a class",
             ),
             ("Test accuracy", f"{percent(won.accuracy_mean)}%", interval),
         ]
@@ -78,8 +78,8 @@ def _verdict(summary: Summary) -> list[Section]:
 def _sentences(summary: Summary, winner: Winner, won: Standing) -> list[str]:
     validation = "" if won.validation is None else f" ({percent(won.validation)}%)"
     out = [
-        f"**{won.method}** is the winner: {winner.chosen}{validation}. On {len(summary.truth):,} pictures that it had "
-        f"never met it is right on **{percent(won.accuracy_mean)}%**."
+        f"**{won.method}** is the winner: {winner.chosen}{validation}. On {len(summary.truth):,} {summary.items} "
+        f"that it had never met it is right on **{percent(won.accuracy_mean)}%**."
     ]
     if versus := won.versus_zero_shot:
         points = f"{abs(versus.mean) * 100:.1f} points (95% interval {_span(versus)})"
@@ -87,25 +87,29 @@ def _sentences(summary: Summary, winner: Winner, won: Standing) -> list[str]:
         if versus.distinguishable:
             out.append(f"That is **{word} than zero-shot** by {points}.")
         else:
-            out.append(f"It **cannot be told apart from zero-shot** with this many pictures: {word} by {points}.")
+            out.append(
+                f"It **cannot be told apart from zero-shot** with this many {summary.items}: {word} by {points}."
+            )
     if second := summary.runner_up:
         apart = summary.difference(won.key, second.key)
         name = f"The runner-up, **{second.method}** ({percent(second.accuracy_mean)}%)"
         if apart and apart.distinguishable:
-            out.append(f"{name}, is told apart by these pictures: {_signed(apart.mean)} points ({_span(apart)}).")
+            out.append(
+                f"{name}, is told apart by these {summary.items}: {_signed(apart.mean)} points ({_span(apart)})."
+            )
         elif apart:
             out.append(
-                f"{name}, **cannot be told apart** from it with this many pictures: a difference of "
+                f"{name}, **cannot be told apart** from it with this many {summary.items}: a difference of "
                 f"{_signed(apart.mean)} points ({_span(apart)}). Let time, memory or new classes decide."
             )
     if (luckier := summary.luckier) and luckier != summary.runner_up:
         out.append(
-            f"{luckier.method} did better on the test pictures ({percent(luckier.accuracy_mean)}%), but not in "
+            f"{luckier.method} did better on the test {summary.items} ({percent(luckier.accuracy_mean)}%), but not in "
             "validation. Choosing by the test column would make its figure too good to be true."
         )
     out.append(
         f"The saved winner{f' ({Path(winner.file).name})' if winner.file else ''} was then fitted again on all "
-        f"{winner.refit_on:,} labelled pictures, those of the test too; the figures here are from before that."
+        f"{winner.refit_on:,} labelled {summary.items}, those of the test too; the figures here are from before that."
     )
     return out
 
@@ -158,7 +162,9 @@ def _curves(summary: Summary) -> list[Section]:
         f"{name}: " + ", ".join(f"{percent(p.y)}% at {shots_words(shots[int(p.x)])}" for p in points)
         for name, points in series.items()
     )
-    figure = curves(series, [str(s) for s in shots], "labelled pictures a class (shots)", "test accuracy (%)", look)
+    figure = curves(
+        series, [str(s) for s in shots], f"labelled {summary.items} a class (shots)", "test accuracy (%)", look
+    )
     sections: list[Section] = [
         Plot(
             figure,
@@ -291,10 +297,10 @@ def _mistakes(summary: Summary) -> list[Section]:
         if wrong[:, n].any()
     ]
     if not items:
-        return [Text("The winner is right on every test picture.", title="Worst mistakes")]
+        return [Text(f"The winner is right on all test {summary.items}.", title="Worst mistakes")]
     missed = int(wrong.any(axis=0).sum())
     note = (
-        f"The {len(items)} surest wrong answers of the winner, of {missed:,} pictures that it got wrong. "
+        f"The {len(items)} surest wrong answers of the winner, of {missed:,} {summary.items} that it got wrong. "
         "A wrong label in the data shows up here too."
     )
     return [Gallery(items, title="Worst mistakes", note=note)]
@@ -327,7 +333,7 @@ def _classes(summary: Summary) -> list[Section]:
         looks(summary.methods)[summary.winner.method].colour,
     )
     words = "; ".join(f"{names[i]} {recall[i]:.0%}" for i in shown)
-    columns = [Column("#"), Column("class", number=False), Column("test pictures"), Column("recall %")]
+    columns = [Column("#"), Column("class", number=False), Column(f"test {summary.items}"), Column("recall %")]
     columns += [Column("zero-shot recall %")] if zero_recall is not None else []
     rows: list[Sequence[Cell | str]] = []
     for i in range(len(names)):
@@ -345,20 +351,20 @@ def _data(summary: Summary) -> list[Section]:
     empty = [summary.class_names[int(i)] for i in np.flatnonzero(counts == 0)]
     few, most = counts.min(), counts.max()
     each = f"{few:,}" if few == most else f"{few:,} to {most:,}"
-    lines = [f"{len(summary.truth):,} test pictures in {len(summary.class_names):,} classes, {each} a class."]
+    lines = [f"{len(summary.truth):,} test {summary.items} in {len(summary.class_names):,} classes, {each} a class."]
     if empty:
         lines.append(
             f"No test picture: {joined(empty[:10])}{f' and {len(empty) - 10} more' if len(empty) > 10 else ''}."
         )
     lines.append(f"{_many(len(summary.set_aside), 'file')} could not be used and set aside.")
     exact = sum(kind == "exact" for _, kind in summary.duplicates)
-    groups = f"{_many(exact, 'group')} of equal and {len(summary.duplicates) - exact:,} of nearly equal pictures"
+    groups = f"{_many(exact, 'group')} of equal and {len(summary.duplicates) - exact:,} of nearly equal {summary.items}"
     lines.append(f"{groups}; each was kept on one side of the split.")
     if summary.estimated_seconds is not None and summary.seconds is not None:
         lines.append(
             f"Expected to take {seconds_words(summary.estimated_seconds)}, took {seconds_words(summary.seconds)}."
         )
-    sections: list[Section] = [Text(lines, style="list", title="The pictures")]
+    sections: list[Section] = [Text(lines, style="list", title=f"The {summary.items}")]
     if many := len(summary.set_aside):
         rows = [[name, reason] for name, reason in summary.set_aside[:LISTED]]
         columns = [Column("set aside", number=False), Column("reason", number=False)]

@@ -1,6 +1,7 @@
 """What a comparison will run, in which order, and how long that will take."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,11 +12,12 @@ from diptych.core.clip import CLIP
 from diptych.data.records import Records
 from diptych.data.task import Task
 from diptych.engine.store import FeatureStore
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, TextCut
 from diptych.methods.adapt.parts.adapter import Adapter, Work, configure
 from diptych.methods.discover import find, systems
 
 Shots = int | Literal["all"]
+FAMILIES = ("adapt", "video")  # those that fit on shots; all but the first, on videos alone
 SHOTS: tuple[int, ...] = (1, 4, 16)
 BACKWARD = 2.0  # a pass forwards and backwards costs about so many forwards more than a forward alone
 
@@ -57,24 +59,42 @@ class Plan:
         return self.encode_seconds + sum(cell.seconds for cell in self.cells) + self.refit_seconds
 
 
-def choose_systems(methods: Sequence[str] | None, settings: dict[str, str]) -> list[Adapter]:
-    """The adapters to run. None: those that work on features; "all": every one.
+def families_for(task: Task) -> tuple[str, ...]:
+    """The families whose systems can fit the task."""
+    return FAMILIES if task.frames else FAMILIES[:1]
+
+
+def adapters_of(families: Sequence[str]) -> dict[str, type[Adapter]]:
+    """The systems of these families by name."""
+    return {name: find(family, name) for family in families for name in systems(family)}
+
+
+def choose_systems(
+    methods: Sequence[str] | None, settings: dict[str, str], families: Sequence[str] = FAMILIES
+) -> list[Adapter]:
+    """The adapters to run. None: those that work on features; "all": every one of the families.
 
     settings: "system.field" -> value. Raises DiptychError for unknown systems or fields, and for settings of a
     system that does not run.
     """
-    every = systems("adapt")
+    every = adapters_of(families)
     by_system: dict[str, dict[str, str]] = {}
+
+    def known(name: str) -> type[Adapter]:
+        if name not in every and name in adapters_of(FAMILIES):
+            raise DiptychError(f"{name} is for videos, and these are pictures")
+        return every.get(name) or find(families[0], name)
+
     for key, value in settings.items():
         system, dot, name = key.partition(".")
         if not dot or not name:
             raise DiptychError(f'--set takes system.field=value, such as gda.alpha=1; "{key}" has no field')
-        find("adapt", system)
+        known(system)
         by_system.setdefault(system, {})[name] = value
     if methods is None:
-        chosen = [name for name in every if find("adapt", name).cost == "features" or name in by_system]
+        chosen = [name for name in every if every[name].cost == "features" or name in by_system]
     elif list(methods) == ["all"]:
-        chosen = every
+        chosen = list(every)
     else:
         chosen = list(dict.fromkeys(methods))
     for name in by_system:
@@ -82,7 +102,7 @@ def choose_systems(methods: Sequence[str] | None, settings: dict[str, str]) -> l
             raise DiptychError(
                 f"--set {name}.{next(iter(by_system[name]))} has no effect: {name} is not among --methods"
             )
-    return [configure(find("adapt", name), by_system.get(name, {})) for name in chosen]
+    return [configure(known(name), by_system.get(name, {})) for name in chosen]
 
 
 def choose_shots(task: Task, shots: Sequence[Shots] | None) -> tuple[Shots, ...]:
@@ -104,7 +124,8 @@ def measure_speed(clip: CLIP, task: Task, store: FeatureStore) -> Speed:
     """A few pictures and texts, timed; two seconds at most."""
     sample = task.pool[list(range(min(8, len(task.pool))))]
     texts = [f"a photo of a {name}, number {i}." for i in range(16) for name in task.names[:1]]
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # said where the texts are used
         clip.encode_image(store.pixels(clip, sample[:1]))
         start = time.perf_counter()
         clip.encode_image(store.pixels(clip, sample))
@@ -155,7 +176,7 @@ def make_plan(
     pictures = len(store.missing(clip, task.test)) + len(store.missing(clip, task.pool))
     for views, crop, records in augmented(clip, task, adapters, shots, seeds):
         pictures += views * len(store.missing(clip, records, views=views, crop=crop))
-    others = [find("adapt", name) for name in systems("adapt") if name not in total]
+    others = [other for name, other in adapters_of(families_for(task)).items() if name not in total]
     left_out = []
     for other in others:
         cell = Cell(other(), shots[0], 0)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.data.pictures import EXTENSIONS, BadPicture, open_picture
+from diptych.data.video import VIDEOS, crops, read_frames
 from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.table import Table
     from torch import Tensor
 
@@ -50,28 +52,34 @@ def predict(
     top: int = 5,
     threshold: float | None = None,
     batch: int = 32,
+    views: tuple[int, int] = (1, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
     """The classifier's answer for every picture, in the order given; a folder's pictures by name, each once.
 
     clip: the base model, or `model`, what `load` opens; by default what the classifier names. threshold: in place of
-    the classifier's own; 0 always names a class. A picture that cannot be read is a Prediction with an error.
+    the classifier's own; 0 always names a class. views: of a video, so many draws of frames times so many crops along
+    its long side, whose probabilities are averaged; 4, 3 is usual. What cannot be read is a Prediction with an error.
     Raises DiptychError for another base model, paths that are not there, and when no picture could be read.
     """
     from diptych.core.classifier import Classifier
 
+    if min(views) < 1:
+        raise DiptychError(f"views are whole numbers from 1, not {views[0]} and {views[1]}")
     if top < 1 or batch < 1:
         raise DiptychError(f"top and batch are whole numbers from 1, not {top} and {batch}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise DiptychError(f"a threshold is a probability from 0 to 1, not {threshold}")
     if not isinstance(classifier, Classifier):
         classifier = Classifier.load(classifier)
+    if views != (1, 1) and not classifier.frames:
+        raise DiptychError("several views are of videos, and this classifier was fitted on pictures")
     paths = find_pictures(pictures)
     edited = classifier.clip(classifier.base_clip(clip, model))
     if threshold is None:
         threshold = classifier.threshold
     found = []
-    for prediction in answers(classifier, edited, paths, top, threshold, batch):
+    for prediction in answers(classifier, edited, paths, top, threshold, batch, views):
         found.append(prediction)
         if progress:
             progress(len(found), len(paths))
@@ -100,14 +108,14 @@ def find_pictures(given: str | Path | Sequence[str | Path]) -> list[Path]:
     for path in paths:
         inside = list(below(path)) if path.is_dir() else [path]
         if not inside:
-            raise DiptychError(f"no pictures in {path} or below ({', '.join(sorted(EXTENSIONS)[:6])}, ...)")
+            raise DiptychError(f"no pictures in {path} or below, nor videos ({', '.join(sorted(EXTENSIONS)[:6])}, ...)")
         for one in inside:
             found.setdefault(os.path.abspath(one), one)
     return list(found.values())
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """The pictures in a folder and its folders, sorted; hidden ones are passed over, and loops of links are cut."""
+    """The pictures and videos in a folder and its folders, sorted; hidden ones are passed over, loops of links cut."""
     seen = set()
 
     def refuse(error: OSError) -> None:
@@ -121,7 +129,7 @@ def below(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS | VIDEOS:
                 yield Path(at, name)
 
 
@@ -135,18 +143,26 @@ def beside(path: Path) -> str:
 
 
 def answers(
-    classifier: "Classifier", edited: "CLIP", paths: Sequence[Path], top: int, threshold: float | None, batch: int
+    classifier: "Classifier",
+    edited: "CLIP",
+    paths: Sequence[Path],
+    top: int,
+    threshold: float | None,
+    batch: int,
+    views: tuple[int, int] = (1, 1),
 ) -> Iterator[Prediction]:
     """One Prediction a path, in order. At most three batches of pixels are held at a time."""
     import torch
 
-    top = min(top, len(classifier.classes))
-    for part, pixels in decoded(edited, paths, batch):
+    top, frames = min(top, len(classifier.classes)), classifier.frames
+    for part, pixels in decoded(edited, paths, max(1, batch // max(frames * views[0] * views[1], 1)), frames, views):
         good = [p for p in pixels if not isinstance(p, str)]
         rows: Iterator[tuple[list[float], list[int]]] = iter(())
         if good:
             with torch.inference_mode():
-                values, index = classifier.probabilities(edited.encode_image(torch.stack(good))).topk(top)
+                pixels_of = torch.cat(good)  # [N * views, ...]
+                rows_of = classifier.probabilities(edited.encode_image(pixels_of))
+                values, index = rows_of.unflatten(0, (len(good), -1)).mean(1).topk(top)
             rows = zip(values.tolist(), index.tolist(), strict=True)
         for path, picture in zip(part, pixels, strict=True):
             if isinstance(picture, str):
@@ -157,13 +173,17 @@ def answers(
             yield Prediction(path, best[0][0] if known else None, best[0][1], best)
 
 
-def decoded(clip: "CLIP", paths: Sequence[Path], batch: int) -> Iterator[tuple[Sequence[Path], "list[Tensor | str]"]]:
+def decoded(
+    clip: "CLIP", paths: Sequence[Path], batch: int, frames: int, views: tuple[int, int]
+) -> Iterator[tuple[Sequence[Path], "list[Tensor | str]"]]:
     """Batches of paths with their pixels, or with the reason why there are none; decoded ahead in threads."""
     workers = min(4, os.cpu_count() or 1)
 
     def read(path: Path) -> "Tensor | str":
         try:
-            return clip.preprocess(open_picture(path))
+            if frames:
+                return videos(clip, path, frames, views)
+            return clip.preprocess(open_picture(path))[None]
         except BadPicture as error:
             return str(error)
 
@@ -181,6 +201,20 @@ def decoded(clip: "CLIP", paths: Sequence[Path], batch: int) -> Iterator[tuple[S
                 yield part, [f.result() for f in futures]
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def videos(clip: "CLIP", path: Path, frames: int, views: tuple[int, int]) -> "Tensor":
+    """One video as [views, T, 3, H, W]: draws of frames times crops. A single crop is the model's own."""
+    import torch
+
+    draws, places = views
+
+    def look(image: "Image") -> "Tensor":
+        squares = [image] if places == 1 else crops(image, places)
+        return torch.stack([clip.preprocess(square) for square in squares])  # [crops, 3, H, W]
+
+    drawn = [torch.stack(read_frames(path, frames, look, view=(k, draws)), 1) for k in range(draws)]
+    return torch.cat(drawn)
 
 
 def to_json(predictions: Iterable[Prediction]) -> str:

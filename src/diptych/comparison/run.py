@@ -21,6 +21,7 @@ from diptych.comparison.plan import (
     choose_shots,
     choose_systems,
     drawn,
+    families_for,
     make_plan,
     measure_speed,
 )
@@ -32,6 +33,7 @@ from diptych.core.device import choose_device
 from diptych.data.pictures import open_picture, thumbnail_jpeg
 from diptych.data.support import CROP
 from diptych.data.task import Task
+from diptych.data.video import read_frames
 from diptych.engine.isolate import Message, Outcome, peak_mb, run_forked, run_here
 from diptych.engine.provenance import provenance
 from diptych.engine.store import FeatureStore
@@ -135,7 +137,7 @@ def compare(
     Raises DiptychError for anything a user can mend.
     """
     start = time.perf_counter()
-    adapters = choose_systems(methods, settings or {})
+    adapters = choose_systems(methods, settings or {}, families_for(task))
     if shots is None and task.shots is not None:
         shots = (task.shots,)
     shots = choose_shots(task, shots)
@@ -144,7 +146,7 @@ def compare(
     folder = RunFolder(*place(clip, task, adapters, shots, seeds, out))
     folder.open()
     stage = Stage(console)
-    store = FeatureStore(task.digests)
+    store = store_of(task)
     launch = launcher(clip, choose_device(device), stage, isolate)
 
     everything = [Cell(a, s, seed) for a in adapters for s in shots for seed in range(1 if s == "all" else seeds)]
@@ -165,6 +167,11 @@ def compare(
     summary = summarise(rows, choice, winner, task, clip, folder, plan, time.perf_counter() - start)
     publish(summary, folder)
     return Comparison(summary, winner, folder.path, clip)
+
+
+def store_of(task: Task, tell: Message | None = None) -> FeatureStore:
+    progress = tell and (lambda done, total: tell({"done": done, "total": total}))
+    return FeatureStore(task.digests, frames=task.frames, progress=progress)
 
 
 def launcher(clip: CLIP, device: str, stage: Stage, isolate: bool) -> Callable[..., Outcome]:
@@ -196,7 +203,7 @@ def place(
         "methods": {a.system(): config_hash(a.config) for a in adapters},
         "shots": list(shots),
         "seeds": seeds,
-    }
+    } | ({"frames": task.frames} if task.frames else {})
     short = hash_of(identity)[:8]
     name = "".join(c if c.isalnum() else "-" for c in task.name).strip("-")[:40] or "pictures"
     return Path(out) if out else Path("diptych-runs") / f"{name}-{short}", identity
@@ -214,8 +221,9 @@ def announce(console: "Console", task: Task, plan: Plan, folder: RunFolder, budg
 
     open_cells = [c for c in plan.cells if not folder.finished(c.name)]
     seconds = plan.encode_seconds + sum(c.seconds for c in open_cells) + plan.refit_seconds
+    items = f"videos ({task.frames} frames of each)" if task.frames else "pictures"
     console.print(
-        f"[bold]{escape(task.name)}[/]: {len(task.pool)} pictures to draw shots from, {len(task.test)} to test on, "
+        f"[bold]{escape(task.name)}[/]: {len(task.pool)} {items} to draw shots from, {len(task.test)} to test on, "
         f"{len(task.classes)} classes"
     )
     for warning in task.warnings:
@@ -266,7 +274,7 @@ def encode(
         stage.begin(f"encode {what}", missing)
 
         def fill(tell: Message, records=records, views=views, crop=crop) -> None:
-            own = FeatureStore(task.digests, progress=lambda done, total: tell({"done": done, "total": total}))
+            own = store_of(task, tell)
             own.fill(clip, records, views=views, crop=crop)
 
         value_of(launch(fill))
@@ -295,7 +303,7 @@ def run_cells(
             continue
 
         def work(tell: Message, cell: Cell = cell) -> None:
-            row, probabilities = run_cell(cell, clip, task, FeatureStore(task.digests))
+            row, probabilities = run_cell(cell, clip, task, store_of(task))
             folder.finish(cell.name, {**row, "peak_mb": round(peak_mb(), 1)}, probabilities)
 
         if reason := cell.adapter.refusal(clip):
@@ -350,7 +358,7 @@ def crown(
     adapter = next(a for a in adapters if a.system() == choice.method)
 
     def work(tell: Message) -> None:
-        own = FeatureStore(task.digests, progress=lambda done, total: tell({"done": done, "total": total}))
+        own = store_of(task, tell)
         refit(choice, adapter, rows, clip, task, own).save(path)
 
     with showing(stage):
@@ -373,6 +381,8 @@ def summarise(
     finished = {k: n for k, n in done.items() if not next(r for r in rows if key(r) == k).get("skipped")}
 
     def thumbnail(i: int) -> bytes:
+        if task.frames:
+            return read_frames(task.test[i], 1, partial(thumbnail_jpeg, side=192))[0]
         return thumbnail_jpeg(open_picture(task.test[i]), side=192)
 
     groups = [r.group for r in task.test if r.group is not None]
@@ -391,6 +401,7 @@ def summarise(
             file="winner.safetensors",
         ),
         title=f"Which CLIP method is best for {task.name}?",
+        items="videos" if task.frames else "pictures",
         thumbnail=thumbnail,
         groups=groups if len(groups) == len(task.test) else None,
         warnings=task.warnings,
@@ -404,6 +415,7 @@ def summarise(
                 "hash": task.data_hash,
                 "pool": len(task.pool),
                 "test": len(task.test),
+                **({"frames": task.frames} if task.frames else {}),
             },
             "run": folder.identity,
         },

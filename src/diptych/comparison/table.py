@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from diptych.comparison.stats import Interval
 from diptych.comparison.summary import REFERENCE, Standing, Summary, shots_words
+from diptych.metrics.intervals import Interval
 from diptych.report import Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -86,18 +86,19 @@ def footnotes(summary: Summary) -> list[str]:
         by = f" ({percent(won.validation)}%)" if won.validation is not None else ""
         notes.append(
             f"{STAR} {won.method} is the winner: {summary.winner.chosen}{by}. The test column had no part in it. "
-            f"The saved one is fitted again on all {summary.winner.refit_on:,} labelled pictures."
+            f"The saved one is fitted again on all {summary.winner.refit_on:,} labelled {summary.items}."
         )
         if luckier := summary.luckier:
             gap = summary.difference(luckier.key, won.key)
-            apart = "" if gap is None or gap.distinguishable else ", a gap that these pictures cannot tell from chance"
+            unsure = gap is not None and not gap.distinguishable
+            apart = f", a gap that these {summary.items} cannot tell from chance" if unsure else ""
             notes.append(
                 f"{luckier.method} has the best test accuracy ({percent(luckier.accuracy_mean)}% against "
                 f"{percent(won.accuracy_mean)}%{apart}), but did not have the best validation."
             )
     if any(s.accuracy for s in summary.largest):
         notes.append(
-            f"[ ] 95% interval: paired bootstrap over {many:,} test pictures"
+            f"[ ] 95% interval: paired bootstrap over {many:,} test {summary.items}"
             + (" in their groups" if summary.groups is not None else "")
             + f" and {seeds} seed{'s' if seeds != 1 else ''}."
         )

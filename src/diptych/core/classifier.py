@@ -41,6 +41,7 @@ class Classifier:
     temperature: probabilities are softmax(logits / temperature). threshold: below this top probability the
     answer is "none of these"; None where nothing was left to choose it on.
     recipe: how text rows are made for new names; None where the head has none. trainable: fitted parameters.
+    frames: how many of each video it was fitted on; 0 where it judges pictures.
     """
 
     system: str
@@ -54,6 +55,7 @@ class Classifier:
     temperature: float = 1.0
     threshold: float | None = None
     trainable: int = 0
+    frames: int = 0
 
     @property
     def on_base_features(self) -> bool:
@@ -121,6 +123,7 @@ class Classifier:
             "format": FORMAT,
             **{k: getattr(self, k) for k in ("system", "config", "classes", "names", "temperature", "threshold")},
             "trainable": self.trainable,
+            "frames": self.frames,
             "base": asdict(self.base),
             "recipe": None if self.recipe is None else asdict(self.recipe),
             "edits": edits,
@@ -170,6 +173,7 @@ class Classifier:
                 temperature=float(about["temperature"]),
                 threshold=about["threshold"],
                 trainable=about["trainable"],
+                frames=about.get("frames", 0),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DiptychError(f"{path} is damaged: {type(error).__name__} {error}") from error

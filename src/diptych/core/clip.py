@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.core.cut import Cuts
 from diptych.core.edits import EditedTower, Edits, pack
 from diptych.core.preprocess import Preprocess
 from diptych.core.tower import Prompts, Tokens, Tower
@@ -68,6 +69,7 @@ class CLIP(nn.Module):
         self.towers = nn.ModuleDict({"image": image, "text": text})
         self.tokenizer = tokenizer
         self.preprocess = preprocess
+        self.cuts = Cuts()
         self.log_scale = nn.Parameter(torch.tensor(float(logit_scale)).log())
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)))
         self.eval()
@@ -94,8 +96,14 @@ class CLIP(nn.Module):
         return self.image.embed_dim
 
     def encode_image(self, pixels: Tensor, *, prompts: Prompts = ()) -> Tensor:
-        """pixels [B, 3, H, W] -> embeddings [B, D], not normalised."""
-        return self.image(pixels.to(self.device), prompts=prompts).embedding
+        """pixels [B, 3, H, W] -> embeddings [B, D], not normalised; videos [B, T, 3, H, W]: the means over frames."""
+        frames = self.encode_frames(pixels if pixels.dim() == 5 else pixels[:, None], prompts=prompts)
+        return frames.mean(1) if pixels.dim() == 5 else frames[:, 0]
+
+    def encode_frames(self, pixels: Tensor, *, prompts: Prompts = ()) -> Tensor:
+        """Videos [B, T, 3, H, W] -> embeddings of their frames [B, T, D], not normalised, to be pooled."""
+        folded = pixels.flatten(0, 1).to(self.device)  # [B * T, 3, H, W]
+        return self.image(folded, prompts=prompts).embedding.unflatten(0, pixels.shape[:2])
 
     def encode_tokens(self, tokens: Tokens, *, prompts: Prompts = ()) -> Tensor:
         """Tokens [B, L] -> embeddings [B, D], not normalised."""
@@ -120,9 +128,13 @@ class CLIP(nn.Module):
         where = {text: i for i, text in enumerate(unique)}
         return embeddings[[where[text] for text in texts]]
 
-    def tokenize(self, texts: Sequence[str], names: Sequence[str] | None = None) -> Tokens:
-        """Texts -> Tokens, padded only where the tower asks for it. `names` marks each text's class name."""
+    def tokenize(self, texts: Sequence[str], names: Sequence[str] | None = None, *, warn: bool = True) -> Tokens:
+        """Texts -> Tokens, padded only where the tower asks for it. `names` marks each text's class name.
+
+        Warns (TextCut) of texts longer than the model reads; `cuts` counts them, `warn` or not.
+        """
         tokens = self.tokenizer(texts, names)
+        self.cuts.look(texts, tokens, self.tokenizer, self.text, self.source, warn)
         missing = self.text.pads_to - tokens.ids.shape[1]
         if missing > 0:
             pad_id = getattr(self.tokenizer, "pad_id", 0)
@@ -184,6 +196,7 @@ class EditedCLIP(CLIP):
         self.towers = nn.ModuleDict(towers)
         self.tokenizer, self.preprocess = base.tokenizer, base.preprocess
         self.log_scale, self.logit_bias = base.log_scale, base.logit_bias
+        self.cuts = base.cuts
         self.base, self.edits = [base], edits  # a list: not a submodule of its own view
         self.training = base.training
 

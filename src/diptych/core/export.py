@@ -115,6 +115,10 @@ def export_classifier(
     need_onnx()
     if not isinstance(classifier, Classifier):
         classifier = Classifier.load(classifier)
+    if classifier.frames:
+        raise Unsupported(
+            "a classifier of videos has no exported form: the model that is written reads single pictures"
+        )
     base: CLIP = classifier.base_clip(clip, model)
     place = Path(folder)
     check_place(place)

@@ -8,6 +8,7 @@ from diptych.data.pictures import EXTENSIONS
 from diptych.data.read import SPLITS, UNLABELLED
 from diptych.data.records import Records
 from diptych.data.tables import Table, cell_picture, parquet_table, records_of
+from diptych.data.video import VIDEOS
 from diptych.errors import DiptychError, missing_extra, nearest
 
 
@@ -91,6 +92,6 @@ def _saved(path: Path) -> bool:
 def _data_files(path: Path) -> list[Path]:
     """Parquet and Arrow files as hubs lay them out: in the folder itself, in `data`, or in a folder a split."""
     folders = [path, *(below for below in path.iterdir() if below.is_dir() and not below.name.startswith("."))]
-    if any(file.suffix.lower() in EXTENSIONS for folder in folders for file in folder.iterdir()):
-        return []  # pictures lie here as files: the Parquet file is something else
+    if any(file.suffix.lower() in EXTENSIONS | VIDEOS for folder in folders for file in folder.iterdir()):
+        return []  # pictures or videos lie here as files: the Parquet file is something else
     return sorted(file for folder in folders for file in folder.iterdir() if file.suffix in (".parquet", ".arrow"))

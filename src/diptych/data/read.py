@@ -4,10 +4,12 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from diptych.data.pictures import EXTENSIONS
 from diptych.data.records import Record, Records
+from diptych.data.video import MOVING, VIDEOS
 from diptych.errors import DiptychError
 
 SPLITS = {
@@ -31,7 +33,8 @@ def read_records(
 
     A folder holds one folder per class, with or without train, val and test above them; `unlabelled` beside the
     classes is the pool. A table (.csv, .tsv, .parquet) or a Hugging Face dataset folder has a column of pictures
-    and one of labels, found by their usual names unless given. Raises DiptychError for all that is not so.
+    and one of labels, found by their usual names unless given. Videos may stand in the place of pictures; of a mixture,
+    the kind that is more is kept. Raises DiptychError for all that is not so.
     """
     columns = {"image": image_column, "label": label_column, "split": split_column, "group": group_column}
     asked = [f"{kind} column {name!r}" for kind, name in columns.items() if name is not None]
@@ -66,8 +69,29 @@ def read_records(
         raise DiptychError(f"{error.filename or path}: no permission to read it") from error
     except OSError as error:
         raise DiptychError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    records = _of_one_kind(records)
     _check_labels(records)
     return records
+
+
+def _of_one_kind(records: Records) -> Records:
+    """Pictures or videos, whichever are more: the live photos of a telephone do not turn its pictures into clips.
+
+    Among videos, GIF, WebP and animated PNG are videos too.
+    """
+    suffix = {r.id: "" if r.path is None else r.path.suffix.lower() for r in records}
+    videos = {id_ for id_, one in suffix.items() if one in VIDEOS}
+    either = {id_ for id_, one in suffix.items() if one in MOVING} if videos else set()
+    pictures = len(records) - len(videos) - len(either)
+    if not videos or pictures > len(videos):
+        kept, left, what = records.filter(lambda r: r.id not in videos), len(videos), "videos among more pictures"
+    else:
+        kept = replace(records.filter(lambda r: r.id in videos | either), videos=True)
+        left, what = pictures, "pictures among more videos"
+    if not left:
+        return kept
+    some = next(r.id for r in records if r.id not in {k.id for k in kept})
+    return replace(kept, warnings=(*kept.warnings, f"{left} {what} are left out, such as {some}"))
 
 
 def _read_file(path: Path, columns: dict[str, str | None]) -> Records:
@@ -76,8 +100,9 @@ def _read_file(path: Path, columns: dict[str, str | None]) -> Records:
         from diptych.data.tables import read_table
 
         return read_table(path, columns)
-    if suffix in EXTENSIONS:
-        raise DiptychError(f"{path} is one picture: give the folder that holds a folder for each class")
+    if suffix in EXTENSIONS | VIDEOS:
+        one = "video" if suffix in VIDEOS else "picture"
+        raise DiptychError(f"{path} is one {one}: give the folder that holds a folder for each class")
     if suffix in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
         raise DiptychError(f"{path} is an archive: unpack it and give the folder")
     if suffix in (".xlsx", ".xls", ".ods", ".numbers"):
@@ -139,7 +164,7 @@ def _children(folder: Path) -> tuple[list[str], list[str]]:
                 continue
             if os.path.isdir(entry.path):  # unlike entry.is_dir, at ease with links that lead to themselves
                 folders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS | VIDEOS:
                 pictures.append(entry.name)
     return sorted(folders), sorted(pictures)
 

@@ -8,7 +8,7 @@ from typing import overload
 
 @dataclass(frozen=True)
 class Record:
-    """One picture. `id` is unique in its Records: the path below the root, or "row 17" of a table."""
+    """One picture, or one video. `id` is unique in its Records: the path below the root, or "row 17" of a table."""
 
     id: str
     path: Path | None  # the file; None where `read` gives the bytes
@@ -25,6 +25,7 @@ class Records:
     items: tuple[Record, ...]
     source: str  # what the user gave, for messages
     warnings: tuple[str, ...] = ()  # what was seen while reading and does not stop the work
+    videos: bool = False  # every item is a clip of frames
 
     def __len__(self) -> int:
         return len(self.items)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from diptych.data.pictures import BadPicture, decode, picture_bytes
 from diptych.data.records import Record, Records
+from diptych.data.video import digest, read_frames
 from diptych.paths import cache_dir
 
 PRINT_SIDE = 32  # a fingerprint is the picture itself at 32 x 32, RGB
@@ -65,7 +66,8 @@ def scan(
             for start in range(0, len(unseen), BATCH):
                 fresh: list[tuple[State | None, Scanned]] = []
                 some = unseen[start : start + BATCH]
-                for record, seen in zip(some, pool.map(_look, some), strict=True):
+                look = _look_at_video if records.videos else _look
+                for record, seen in zip(some, pool.map(look, some), strict=True):
                     if isinstance(seen, SetAside):
                         aside.append(seen)
                     else:
@@ -92,6 +94,25 @@ def _look(record: Record) -> Scanned | SetAside:
     except BadPicture as error:
         return SetAside(record.id, str(error))
     return Scanned(hashlib.sha256(data).hexdigest(), width, height, fingerprint(image))
+
+
+def _look_at_video(record: Record) -> Scanned | SetAside:
+    """The fingerprint is that of four frames side by side: copies are alike in all of them."""
+    try:
+        sizes: list[tuple[int, int]] = []
+
+        def small(image: Image.Image) -> Image.Image:
+            sizes.append(image.size)
+            return image.resize((PRINT_SIDE // 2, PRINT_SIDE // 2), Image.Resampling.BILINEAR)
+
+        frames = read_frames(record, 4, small, whole=True)
+        found = digest(record)
+    except BadPicture as error:
+        return SetAside(record.id, str(error))
+    canvas = Image.new("RGB", (PRINT_SIDE, PRINT_SIDE))
+    for i, frame in enumerate(frames):
+        canvas.paste(frame, (i % 2 * frame.width, i // 2 * frame.height))
+    return Scanned(found, *sizes[0], canvas.tobytes())
 
 
 def _state(record: Record) -> State | None:

@@ -36,7 +36,7 @@ class FeatureSource(Protocol):
         rng: np.random.Generator | None = None,
         crop: tuple[float, float] = CROP,
     ) -> Tensor:
-        """Pixels [N, 3, H, W]; with a generator, a fresh augmented view of each picture."""
+        """Pixels [N, 3, H, W], of videos [N, T, 3, H, W]; with a generator, a fresh augmented view of each."""
         ...
 
 
@@ -45,7 +45,8 @@ class Support:
     """Labelled shots, class names, an unlabelled pool.
 
     names: the words for each class, index = label; labels [N] int64; groups: equal numbers are one burst, patient
-    or picture and its copies, never on both sides of a fold; templates: the user's own, None for a system's default.
+    or picture and its copies, never on both sides of a fold; templates: the user's own, None for a system's default;
+    frames: looked at of each video, 0 where the shots are pictures.
     """
 
     names: tuple[str, ...]
@@ -56,6 +57,7 @@ class Support:
     seed: int = 0
     templates: tuple[str, ...] | None = None
     unlabelled: Records = field(default_factory=lambda: Records((), "nothing"))
+    frames: int = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -82,7 +84,7 @@ class Support:
         rng: np.random.Generator | None = None,
         crop: tuple[float, float] = CROP,
     ) -> Tensor:
-        """Pixels [len(index), 3, H, W] of some shots; augmented with a generator."""
+        """Pixels [N, 3, H, W] of some shots, of videos [N, T, 3, H, W]; augmented with a generator."""
         return self.source.pixels(clip, self.records[list(index)], rng=rng, crop=crop)
 
     def only(self, index: Sequence[int]) -> "Support":

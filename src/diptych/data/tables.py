@@ -18,7 +18,8 @@ from diptych.errors import DiptychError, missing_extra, nearest
 
 # Usual names, most telling first; compared without case, spaces and underscores.
 USUAL = {
-    "image": "image img picture photo imagepath imagefile imagefilename filepath filename file path imagename jpg png",
+    "image": "image img picture photo imagepath imagefile imagefilename filepath filename file path imagename jpg png "
+    "video videopath videofile clip mp4",
     "label": "classname labelname categoryname labeltext label class category target species labels classes "
     "categories finelabel",
     "split": "split",

@@ -12,6 +12,7 @@ from diptych.data.read import read_records
 from diptych.data.records import Record, Records
 from diptych.data.scan import SetAside, scan
 from diptych.data.split import bundle, cut_test, order_for
+from diptych.data.video import FRAMES
 from diptych.errors import DiptychError
 
 
@@ -33,6 +34,7 @@ class Task:
     digests: dict[str, str]  # record id -> SHA-256 of its bytes
     bundles: dict[str, int]  # record id -> number shared by its group and its copies
     shots: int | None = None  # the default of a comparison; None for its own choice
+    frames: int = 0  # that are looked at of each video; 0 where the items are pictures
 
     def labels(self, records: Iterable[Record]) -> list[int]:
         """The class of each record as its place in `classes`."""
@@ -79,18 +81,22 @@ def make_task(
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    frames: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Task:
     """The task in a folder, table or dataset folder (None: the built-in pictures). See `read_records` for columns.
 
     names: a file "folder, words"; templates: sentences with {} or a file of them; group: the column of bursts,
     patients or products. The data set's own test split is kept; else `test_fraction` of each class becomes the test,
-    chosen by the pictures' contents alone. Raises DiptychError for what cannot be compared on.
+    chosen by the pictures' contents alone. frames: how many are looked at of each video (None: 8).
+    Raises DiptychError for what cannot be compared on.
     """
     if not 0 < test_fraction < 1:
         raise DiptychError(f"test_fraction is {test_fraction}: it should be between 0 and 1")
     if shots is not None and shots < 1:
         raise DiptychError(f"{shots} shots: at least 1 is needed")
+    if frames is not None and frames < 1:
+        raise DiptychError(f"{frames} frames: at least 1 of each video is needed")
     user_templates = None if templates is None else read_templates(templates)
     if isinstance(source, Records):
         found = source
@@ -102,6 +108,8 @@ def make_task(
             split_column=split_column,
             group_column=group,
         )
+    if frames is not None and not found.videos:
+        raise DiptychError(f"{found.source} holds pictures, not videos: it has no {frames} frames to look at")
     records, scanned, set_aside = scan(found, progress)
     digests = {record.id: scanned[record.id].digest for record in records}
     classes = _classes(found, records, set_aside)
@@ -128,6 +136,7 @@ def make_task(
         digests=digests,
         bundles=bundles,
         shots=shots,
+        frames=(frames or FRAMES) if found.videos else 0,
     )
 
 

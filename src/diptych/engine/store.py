@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from diptych.core.clip import CLIP
 from diptych.data.pictures import open_picture
 from diptych.data.records import Record, Records
 from diptych.data.support import CROP
+from diptych.data.video import read_frames
 from diptych.errors import DiptychError
 from diptych.paths import cache_dir
 
@@ -115,10 +117,15 @@ class Space:
 
 
 class FeatureStore:
-    """The `FeatureSource` of a task. digests: record id -> hash of the picture's bytes."""
+    """The `FeatureSource` of a task. digests: record id -> hash of the picture's bytes.
 
-    def __init__(self, digests: dict[str, str], *, progress: Progress | None = None, limit: int = LIMIT) -> None:
-        self.digests, self.progress, self.limit = digests, progress, limit
+    frames: of each video, the middles of so many equal segments; 0 for pictures. Each frame has a row of its own.
+    """
+
+    def __init__(
+        self, digests: dict[str, str], *, frames: int = 0, progress: Progress | None = None, limit: int = LIMIT
+    ) -> None:
+        self.digests, self.frames, self.progress, self.limit = digests, frames, progress, limit
         self.folder = feature_folder()
         self.spaces: dict[str, Space] = {}
 
@@ -129,19 +136,29 @@ class FeatureStore:
         return self.spaces[name]
 
     def images(self, clip: CLIP, records: Records, *, views: int = 0, crop: tuple[float, float] = CROP) -> Tensor:
-        """Unit embeddings [N, D] on the model's device; with views, [N, views, D] of augmented pictures."""
+        """Unit embeddings [N, D] on the model's device; with views, [N, views, D] of augmented pictures.
+
+        Of a video, the mean of its frames' embeddings, which are not normalised before.
+        """
+        found = F.normalize(self.rows(clip, records, views, crop).mean(1), dim=-1)
+        return found.reshape(len(records), views, -1) if views else found
+
+    def rows(self, clip: CLIP, records: Records, views: int, crop: tuple[float, float] = CROP) -> Tensor:
+        """[N * max(views, 1), T, D], not normalised; T is 1 for pictures."""
         space = self.space(clip, self.view_name(views, crop))
         self.fill(clip, records, views=views, crop=crop)
         found = torch.from_numpy(space.read([key for r in records for key in self.keys(r, views)]))
-        found = F.normalize(found.to(clip.device), dim=-1)
-        return found.reshape(len(records), views, -1) if views else found
+        return found.to(clip.device).reshape(-1, max(self.frames, 1), clip.embed_dim)
 
     def view_name(self, views: int, crop: tuple[float, float]) -> str:
-        return f"crop {crop[0]:g}-{crop[1]:g}" if views else "plain"
+        name = f"crop {crop[0]:g}-{crop[1]:g}" if views else "plain"
+        return f"{name}, {self.frames} frames" if self.frames else name
 
     def keys(self, record: Record, views: int) -> list[bytes]:
-        digest = bytes.fromhex(self.digests[record.id])
-        return [digest + v.to_bytes(2, "big") for v in range(views)] if views else [digest]
+        keys = [bytes.fromhex(self.digests[record.id])]
+        for count in (views, self.frames):
+            keys = [key + i.to_bytes(2, "big") for key in keys for i in range(count)] if count else keys
+        return keys
 
     def seconds(self, clip: CLIP, records: Records, *, views: int = 0, crop: tuple[float, float] = CROP) -> float:
         """What encoding these pictures took when it was done."""
@@ -162,7 +179,7 @@ class FeatureStore:
             return
         self.evict()
         space = self.space(clip, self.view_name(views, crop))
-        size = max(1, BATCH // max(views, 1))
+        size = max(1, BATCH // (max(views, 1) * max(self.frames, 1)))
         parts = [missing[i : i + size] for i in range(0, len(missing), size)]
 
         def load(part: list[Record]) -> tuple[list[bytes], Tensor]:
@@ -185,12 +202,26 @@ class FeatureStore:
                     self.progress(done, len(missing))
 
     def views(self, clip: CLIP, record: Record, views: int, crop: tuple[float, float]) -> Tensor:
-        """[1, 3, H, W] of the plain picture, or [views, 3, H, W], a function of its bytes alone."""
-        image = open_picture(record)
-        if not views:
-            return clip.preprocess(image)[None]
+        """[1, 3, H, W] of the plain picture, or [views, 3, H, W], a function of its bytes alone; frames come last."""
         seed = int(self.digests[record.id][:16], 16)
-        return torch.stack([clip.preprocess.view(image, np.random.default_rng([seed, v]), crop) for v in range(views)])
+        rngs = [np.random.default_rng([seed, v]) for v in range(views)] or [None]
+        if self.frames:
+            return torch.cat([self.clip_pixels(clip, record, rng, crop) for rng in rngs])
+        image = open_picture(record)
+        return torch.stack([clip.preprocess.view(image, rng, crop) if rng else clip.preprocess(image) for rng in rngs])
+
+    def clip_pixels(
+        self, clip: CLIP, record: Record, rng: np.random.Generator | None, crop: tuple[float, float]
+    ) -> Tensor:
+        """[T, 3, H, W] of a video; with a generator, a random frame of each segment, the same crop of all."""
+        if rng is None:
+            return torch.stack(read_frames(record, self.frames, clip.preprocess))
+        same = int(rng.integers(2**63))
+
+        def look(image: Image.Image) -> Tensor:
+            return clip.preprocess.view(image, np.random.default_rng(same), crop)
+
+        return torch.stack(read_frames(record, self.frames, look, rng=rng))
 
     def texts(self, clip: CLIP, texts: Sequence[str]) -> Tensor:
         """Embeddings [len(texts), D], not normalised, on the model's device."""
@@ -211,7 +242,9 @@ class FeatureStore:
         rng: np.random.Generator | None = None,
         crop: tuple[float, float] = CROP,
     ) -> Tensor:
-        """[N, 3, H, W]; with a generator, a fresh augmented view of each."""
+        """[N, 3, H, W], of videos [N, T, 3, H, W]; with a generator, a fresh augmented view of each."""
+        if self.frames:
+            return torch.stack([self.clip_pixels(clip, record, rng, crop) for record in records])
         images = (open_picture(record) for record in records)
         return torch.stack([clip.preprocess.view(i, rng, crop) if rng else clip.preprocess(i) for i in images])
 

@@ -1,9 +1,9 @@
-"""Find the best method for your pictures, and keep the winner.
+"""Find the best method for your pictures or videos; keep the winner.
 
-SOURCE is a folder with one folder of pictures for each class (with or without train, val and test above them), a
-table (.csv, .tsv, .parquet) with a column of pictures and one of labels, or a Hugging Face dataset folder. Without it,
-a small comparison runs on built-in drawings. You get a table, report.html, results.json and winner.safetensors. A run
-that was stopped continues where it was.
+SOURCE is a folder with one folder of pictures, or of videos, for each class (with or without train, val and test above
+them), a table (.csv, .tsv, .parquet) with a column of pictures and one of labels, or a Hugging Face dataset folder.
+Without it, a small comparison runs on built-in drawings. You get a table, report.html, results.json and
+winner.safetensors. A run that was stopped continues where it was.
 """
 
 import argparse
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from diptych.data.task import Task
 
 PLACE = 1
+CONTINUES = True
 SMALL_SHOTS, SMALL_SEEDS, SEEDS = (1, 4), 2, 3
 EXAMPLES = """
 diptych compare ./photos
 diptych compare ./photos --methods all --budget 30m
 diptych compare ./photos --model ViT-B-32:laion2b_s34b_b79k --shots 1,4,16,all
+diptych compare ./clips --frames 16
 diptych compare scans.csv --group patient --out runs/scans
 diptych compare ./photos --set knn.k=1,5,20 --methods zero_shot,knn
 """
@@ -42,6 +44,7 @@ def options(parser: Parser) -> None:
     add("--label", metavar="COLUMN", help="the column of labels")
     add("--split", metavar="COLUMN", help="the column that says train, val or test (default: split, if there is one)")
     add("--group", metavar="COLUMN", help="pictures of one burst, patient or product: never on both sides of a split")
+    add("--frames", type=read.whole("--frames"), metavar="T", help="frames looked at of each video (default 8)")
     add("--model", default="mini", metavar="M", help="mini (default), micro, an open_clip NAME:TAG, a file or folder")
     add(
         "--methods",
@@ -145,6 +148,7 @@ def read_task(given: argparse.Namespace, console: "Console") -> "Task":
             image_column=given.image,
             label_column=given.label,
             split_column=given.split,
+            frames=given.frames,
             progress=progress,
         )
 

@@ -1,4 +1,4 @@
-"""Say what is on pictures: class, probability, or "none of these".
+"""Say what pictures or videos show: the class, or "none of these".
 
 PICTURE is a file or a folder, which is read with all folders below it. Probabilities are calibrated. The threshold
 below which nothing is named was chosen on validation, so that 95% of the rightly recognised pictures lie above it;
@@ -16,6 +16,7 @@ PLACE = 2
 EXAMPLES = """
 diptych predict winner.safetensors photo.jpg
 diptych predict winner.safetensors photo.jpg more/ --top 3
+diptych predict winner.safetensors clip.mp4 --views 4x3
 diptych predict winner.safetensors more/ --csv > guesses.csv
 """
 
@@ -33,6 +34,7 @@ def options(parser: Parser) -> None:
         help="give the N most likely classes (default 5; 2 in the table)",
     )
     add("--threshold", type=read.share("--threshold"), metavar="P", help="below this probability: none of these")
+    add("--views", type=read.views, metavar="4x3", help="of a video: draws of frames x crops (default 1x1)")
     add("--model", metavar="M", help="where the base model is, if not where it was")
     add("--device", type=read.device, metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
 
@@ -63,7 +65,8 @@ def run(given: argparse.Namespace) -> int:
             bars.update(bar, completed=done, total=total)
 
         top, threshold = given.top or (5 if plain else 2), given.threshold
-        found = predict(classifier, given.pictures, clip=clip, top=top, threshold=threshold, progress=progress)
+        options = {"top": top, "threshold": threshold, "views": given.views or (1, 1), "progress": progress}
+        found = predict(classifier, given.pictures, clip=clip, **options)
     if plain:
         sys.stdout.write(to_json(found) if given.json else to_csv(found))
     else:

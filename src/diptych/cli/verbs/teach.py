@@ -1,4 +1,4 @@
-"""Teach a CLIP one data set after the other, and see what it keeps of the earlier ones.
+"""Teach a CLIP one data set after the other; see what it forgets.
 
 SYSTEM is a continual method (mod_x, replay, ...), or several with commas between, or all: then one report compares
 them. Each --data is a session, in this order: shards, a folder of pictures with texts beside them, a table, a dataset
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diptych.training.stream import Taught
 
 PLACE = 4
+CONTINUES = True
 EXAMPLES = """
 diptych teach mod_x --from ViT-B-32:openai --data coco.csv --data flickr.csv --rate 1e-5
 diptych teach fine_tune,mod_x,replay --from micro --data scenes:600 --data scenes:600:sketch --epochs 4 --batch 64

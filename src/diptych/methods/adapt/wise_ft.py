@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
-from diptych.core.edits import EditedTower, Edits, TowerEdits
+from diptych.core.edits import Edits, TowerEdits
 from diptych.core.heads import TextRows
+from diptych.core.weights import interpolate
 from diptych.data.support import Support
 from diptych.engine.loop import Cosine, Optimiser, train
 from diptych.methods.adapt.parts.adapter import Adapter, Work, recipe_of, sweep, values
@@ -60,7 +61,7 @@ class WiSEFT(Adapter):
         base = dict(clip.image.named_parameters())
         for chosen in sweep(config, "alpha"):
             share = chosen.alpha
-            weights = {name: base[name].lerp(weight, share) for name, weight in tuned.items()} if share else {}
+            weights = interpolate(base, tuned, share) if share else {}
             yield (
                 chosen,
                 self.classifier(
@@ -85,14 +86,14 @@ def fine_tune(clip: CLIP, support: Support, rows: Tensor, config: Config) -> tup
     """Train copies of all weights of the image tower, and of the text rows [C, D], end to end; returns both."""
     weights = {name: p.detach().clone().requires_grad_() for name, p in clip.image.named_parameters()}
     head = rows.detach().clone().requires_grad_()
-    tower = EditedTower(clip.image, TowerEdits(weights=weights))
+    tuned = clip.edited(Edits({"image": TowerEdits(weights=weights)}))
     batches, labels = Batches(support, config.batch), support.labels.to(clip.device)
     steps = steps_of(len(support), config.batch, config.epochs)
 
     def loss(step: int) -> Tensor:
         batch = batches[step]
         pixels = support.pixels(clip, batch.tolist(), batches.crops(step), CROP).to(clip.device)
-        pictures = F.normalize(tower(pixels).embedding, dim=-1)
+        pictures = F.normalize(tuned.encode_image(pixels), dim=-1)
         return F.cross_entropy(clip.logit_scale * pictures @ head.T, labels[batch])
 
     train(

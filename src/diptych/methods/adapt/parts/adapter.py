@@ -38,6 +38,7 @@ class Needs:
     transformers: tuple[str, ...] = ()  # towers that must be transformers
     pool: bool = False  # unlabelled pictures
     package: tuple[str, str] | None = None  # (import name, extra)
+    videos: bool = False  # shots that are clips of frames
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Adapter:
         words += [f"transformer {' and '.join(needs.transformers)} towers"] if needs.transformers else []
         words += ["unlabelled pictures"] if needs.pool else []
         words += [needs.package[0]] if needs.package else []
+        words += ["videos"] if needs.videos else []
         trains = ", ".join(cls.trains) or "nothing"
         names_new_classes = cls.names_new_classes
         return {"needs": ", ".join(words), "trains": trains, "cost": cls.cost, "names_new_classes": names_new_classes}
@@ -133,6 +135,8 @@ class Adapter:
                 return f"needs a transformer {name} tower; that of {clip.name} is a {tower.kind}"
         if self.needs.package and importlib.util.find_spec(self.needs.package[0]) is None:
             return f'needs {self.needs.package[0]}: python -m pip install "diptych[{self.needs.package[1]}]"'
+        if support is not None and self.needs.videos and not support.frames:
+            return "needs videos, and these are pictures"
         if support is not None and self.needs.pool and not len(support.unlabelled):
             return "needs a folder of unlabelled pictures beside the classes, called unlabelled/"
         if support is not None and self.needs.labels and int(support.counts.min()) < self.needs.shots:
@@ -161,6 +165,7 @@ class Adapter:
             edits=(edits or Edits()).detached(),
             recipe=recipe,
             trainable=trainable,
+            frames=support.frames,
         )
 
 
@@ -260,6 +265,7 @@ def judge(classifier: Classifier, clip: CLIP, support: Support, batch: int = 64)
     if classifier.on_base_features:
         return classifier.logits(support.features(clip).cpu())
     edited = classifier.clip(clip)
+    batch = max(1, batch // max(1, support.frames))
     parts = []
     with torch.inference_mode():
         for start in range(0, len(support), batch):

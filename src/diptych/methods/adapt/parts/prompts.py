@@ -19,10 +19,13 @@ def words_of(clip: CLIP, text: str) -> Tensor:
         return clip.text.embed(tokens.ids[0, 1 : int(tokens.end[0])].to(clip.device)).float()
 
 
-def random_words(clip: CLIP, count: int, seed: int, key: str = "") -> Tensor:
-    """[count, W] from a normal distribution; the same for the same (seed, key) on every device."""
+def random_words(clip: CLIP, count: int, seed: int, key: str = "", width: int = 0) -> Tensor:
+    """[count, W] from a normal distribution; the same for the same (seed, key) on every device.
+
+    width: 0 is the text tower's.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(key.encode()))
-    return (torch.randn(count, clip.text.width, generator=generator) * SPREAD).to(clip.device)
+    return (torch.randn(count, width or clip.text.width, generator=generator) * SPREAD).to(clip.device)
 
 
 def check_length(clip: CLIP, names: Sequence[str], template: str, context: int) -> None:
