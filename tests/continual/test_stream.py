@@ -14,7 +14,7 @@ import pytest
 import torch
 from continual_world import sessions, world
 from pairs_world import caption, draw
-from train_world import make_clip
+from train_world import CONFIG, make_clip
 
 import diptych
 from diptych.cli.main import main
@@ -115,7 +115,7 @@ def test_names_of_sessions():
 LESSON = """
 import sys, torch, diptych
 from continual_world import sessions
-from train_world import make_clip
+from train_world import CONFIG, make_clip
 torch.set_num_threads(1)
 data = {session.name: session.pairs for session in sessions(2)}
 diptych.teach("replay", data, model=make_clip(), out=sys.argv[1], steps=6, batch=6, held=4, workers=1, device="cpu",
@@ -182,3 +182,21 @@ def test_the_verb_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture, t
         assert main([*words, "--out", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_verb_says_what_is_left_and_what_is_next(capsys: pytest.CaptureFixture, tmp_path: Path):
+    """From fresh weights; the same words again train nothing and say the same."""
+    (tmp_path / "tiny.json").write_text(json.dumps(CONFIG))
+    words = ["teach", "mod_x", "--from", str(tmp_path / "tiny.json"), "--data", str(table(tmp_path / "a")), "--data",
+             "scenes:20:sketch", "--steps", "2", "--batch", "4", "--held", "4", "--device", "cpu", "--workers", "0",
+             "--set", "mod_x.alpha=1", "--out", str(tmp_path / "out")]  # fmt: skip
+    said = []
+    for _ in range(2):
+        assert main(words) == 0
+        said.append(capsys.readouterr().out)
+    assert "mod_x, after captions: R@1 captions" in said[0] and "mod_x, after" not in said[1]
+    assert said[0].split("system")[1] == said[1].split("system")[1]
+    assert said[0].rstrip().endswith(f"Next: diptych compare ./photos --model {tmp_path}/out/model")
+    folders = [tmp_path / "out" / "sessions" / name / "0" for name in ("01-captions", "02-sketch")]
+    rows = [list(csv.DictReader((folder / "metrics.csv").read_text().splitlines())) for folder in folders]
+    assert "distillation" not in rows[0][0] and "distillation" in rows[1][0], "fresh weights are not held on to"
