@@ -101,17 +101,26 @@ def arms(
     return found
 
 
-def on_camvid(clip: CLIP, train: SegmentRecords, test: SegmentRecords, seed: int, config: Config = CAMVID) -> dict:
-    fitted = FCClip(config).fit(clip, train.without(LEFT), seed=seed)
+def on_camvid(
+    clip: CLIP,
+    train: SegmentRecords,
+    test: SegmentRecords,
+    seed: int,
+    config: Config = CAMVID,
+    keep: Path | None = None,
+) -> dict:
+    fitted = FCClip(config).fit(clip, train.without(LEFT), seed=seed, keep=keep)
     seen = [name for name in test.names if name not in LEFT]
     return arms(fitted, DENSE["camvid"], [(test, {"seen": seen, "unseen": LEFT})])
 
 
-def on_scenes(clip: CLIP, seed: int, config: Config = SCENES, pictures: int = 200, tests: int = 40) -> dict:
-    fitted = FCClip(config).fit(clip, scene_segments(Scenes(SPEC, pictures, 10 + seed)), seed=seed)
+def on_scenes(
+    clip: CLIP, seed: int, config: Config = SCENES, pictures: int = 200, tests: int = 40, keep: Path | None = None
+) -> dict:
+    fitted = FCClip(config).fit(clip, scene_segments(Scenes(SPEC, pictures, 10 + seed)), seed=seed, keep=keep)
     both = [scene_segments(Scenes(spec, tests, 20 + seed)) for spec in (SPEC, UNSEEN)]
     grounds = set(SPEC.backgrounds)
-    groups = [
+    groups: list[dict[str, Sequence[str]]] = [
         {group: [both[0].names[k] for k in sorted({k for r in records for k in r.segments().labels})
                  if both[0].names[k] not in grounds]}
         for group, records in zip(("seen", "unseen"), both, strict=True)
@@ -151,14 +160,16 @@ def main() -> None:
         kind, seed = name.split()
         if not kept.is_file():
             start = time.process_time()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            state = kept.with_suffix(".partial")
             if kind == "camvid":
-                made = on_camvid(
-                    diptych.load("mini"), camvid(given.data, "train"), camvid(given.data, "test"), int(seed)
-                )
+                train, test = (camvid(given.data, split) for split in ("train", "test"))
+                made = on_camvid(diptych.load("mini"), train, test, int(seed), keep=state)
             else:
-                made = on_scenes(diptych.load(str(given.conv / "scenes" / "model")), int(seed))
+                made = on_scenes(diptych.load(str(given.conv / "scenes" / "model")), int(seed), keep=state)
             minutes = round((time.process_time() - start) / 60, 1)
             write_atomically(kept, json.dumps({"arms": made, "cpu_minutes": minutes}, indent=1).encode())
+            state.unlink(missing_ok=True)
         part = json.loads(kept.read_text())
         print(name, json.dumps(part), flush=True)
         found.setdefault(kind, []).append(part)
