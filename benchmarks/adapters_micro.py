@@ -7,8 +7,9 @@ The task of coop, maple and lora: 20 classes, five shapes in four colours, one l
 pictures. Pictures, shots and test are new scenes, with 40 test pictures a class.
 
 - coop: 16 shots against zero-shot and against 1 shot; and fitted on ten classes, the other ten by name.
-- maple (as published, and five times as long) and coop: fitted on the first ten classes (base), tested on these and on
-  the other ten (novel), each among themselves, and the harmonic mean (HM) of the two.
+- maple (as published; five times as long; with as many tokens as coop) and coop (as published; with as few tokens as
+  maple): fitted on the first ten classes (base), tested on these and on the other ten (novel), each among themselves,
+  and the harmonic mean (HM) of the two.
 - lora: 4 shots against zero-shot, in a tenth of the published steps at ten times the rate (both towers run in each).
 - where words cannot help: the class is the small thing beside a large one of the same 20 classes; coop, zero-shot.
 - dclip: the 14 shapes under invented names, alone in scenes of any colour. Names alone, true descriptors, those of
@@ -147,7 +148,15 @@ def base_and_novel(clip: CLIP, seed: int) -> dict[str, float]:
     store, half = FeatureStore(task.digests), (len(task.classes) + 1) // 2
     base, novel = list(range(half)), list(range(half, len(task.classes)))
     names, found = [task.names[c] for c in novel], {}
-    methods = {"zero_shot": "", "coop": "", "maple": "", "maple, 25 epochs": "maple " + json.dumps({"epochs": "25"})}
+    methods = {
+        "zero_shot": "",
+        "coop": "",
+        "coop, 2 tokens": "coop " + json.dumps({"length": "2"}),
+        "maple": "",
+        "maple, 25 epochs": "maple " + json.dumps({"epochs": "25"}),
+        "maple, 25 epochs, 16 tokens": "maple " + json.dumps({"epochs": "25", "length": "16"}),
+        "maple, 25 epochs, 16 tokens, depth 1": "maple " + json.dumps({"epochs": "25", "length": "16", "depth": "1"}),
+    }
     for method, settings in methods.items():
         fitted = fit(clip, task, store, settings or method, SHOTS, seed, base)
         first = accuracy(fitted, clip, task, store, base)
@@ -236,6 +245,9 @@ def checks(found: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield "maple: HM at least coop's", mean("maple", "maple HM") >= mean("maple", "coop HM")
         yield f"{long}: base at least 5 points above zero-shot", mean("maple", f"{long} base") >= zero + 5
         yield f"{long}: HM at least coop's", mean("maple", f"{long} HM") >= mean("maple", "coop HM")
+        few, many = mean("maple", f"{long} HM"), mean("maple", f"{long}, 16 tokens, depth 1 HM")
+        yield f"{long}: HM at least that of coop with 2 tokens", few >= mean("maple", "coop, 2 tokens HM")
+        yield f"{long}, 16 tokens, depth 1: HM at least coop's", many >= mean("maple", "coop HM")
     if "lora" in found:
         yield "lora, 4 shots above zero-shot", mean("lora", "4 shots") > mean("lora", "zero-shot")
     if "dclip" in found:

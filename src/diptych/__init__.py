@@ -20,9 +20,16 @@ VERBS = {
     "task": ("diptych.data.task", "make_task"),
     "compare": ("diptych.comparison.run", "compare"),
     "train": ("diptych.training.run", "train"),
+    "make": ("diptych.training.make", "make"),
+    "teach": ("diptych.training.stream", "teach"),
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
+    "segment": ("diptych.comparison.segment", "segment"),
+    "fit_segmenter": ("diptych.comparison.segment", "fit_segmenter"),
+    "judge_segmenter": ("diptych.comparison.segment", "judge_segmenter"),
+    "explain": ("diptych.comparison.explanations", "explain"),
+    "probe": ("diptych.methods.probe.parts.run", "probe"),
     "export": ("diptych.core.export", "export"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.core.doctor", "doctor"),
@@ -35,8 +42,12 @@ VERBS = {
 __all__ = ["__version__", *VERBS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from diptych.comparison.explanations import explain as explain
     from diptych.comparison.predict import predict as predict
     from diptych.comparison.run import compare as compare
+    from diptych.comparison.segment import fit_segmenter as fit_segmenter
+    from diptych.comparison.segment import judge_segmenter as judge_segmenter
+    from diptych.comparison.segment import segment as segment
     from diptych.core.classifier import Classifier as Classifier
     from diptych.core.clip import CLIP as CLIP
     from diptych.core.doctor import doctor as doctor
@@ -50,7 +61,10 @@ if TYPE_CHECKING:
     from diptych.engine.store import cache_info as cache_info
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
+    from diptych.methods.probe.parts.run import probe as probe
+    from diptych.training.make import make as make
     from diptych.training.run import train as train
+    from diptych.training.stream import teach as teach
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,10 @@ class DiptychError(Exception):
     """A mistake in what we were given. The command line prints it without a traceback."""
 
 
+class TextCut(UserWarning):
+    """A text is longer than a model reads: its end was left out."""
+
+
 class Unsupported(DiptychError):
     """This model or this data cannot have what was asked; the message says why and what can."""
 

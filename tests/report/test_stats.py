@@ -7,11 +7,10 @@ from diptych.comparison.stats import (
     accuracy,
     class_recall,
     confusion,
-    ece,
     macro_recall,
     paired_bootstrap,
-    reliability,
 )
+from diptych.metrics.calibration import ece, reliability
 
 
 def made(seed: int, pictures: int = 83, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:

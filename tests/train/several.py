@@ -30,13 +30,22 @@ from diptych.core.tower import Tokens
 from diptych.engine import loop
 from diptych.engine.sharding import is_sharded, local, shard_tower, whole
 from diptych.errors import DiptychError
-from diptych.methods.discover import find, systems
+from diptych.methods.discover import systems
 from diptych.methods.pretrain.clip import Clip
-from diptych.training.plan import make_plan
+from diptych.training.plan import find_objective, make_plan
 from diptych.training.run import Run, Strategy
 
 WORDS = 200
-QUICK = {"clusters": 4, "restarts": 1, "episode": 24, "hidden": 16, "projection": 8, "shortest": 1}
+QUICK = {
+    "clusters": 4,
+    "restarts": 1,
+    "episode": 24,
+    "hidden": 16,
+    "projection": 8,
+    "shortest": 1,
+    "tokens": 40,
+    "first": 4,
+}
 VARIANTS: dict[str, dict[str, str]] = {
     "clip, all settings": {"recipe.chunk": "2", "recipe.checkpoint": "true", "recipe.patch_dropout": "0.5"},
     "siglip, checkpoint": {"recipe.checkpoint": "true"},
@@ -54,6 +63,9 @@ class Words:
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         return Tokens(ids, ids > 0, torch.tensor([len(row) - 1 for row in rows]))
+
+    def with_context(self, length: int) -> "Words":
+        return self  # no text is longer than it was
 
     def spec(self) -> dict[str, Any]:
         return {"kind": "words"}
@@ -83,7 +95,7 @@ def world() -> World:
 
 
 def run_of(system: str, clip: CLIP, strategy: Strategy, more: dict[str, str]) -> Run:
-    known = {f.name for f in fields(find("pretrain", system).Config)}
+    known = {f.name for f in fields(find_objective(system).Config)}
     settings = {f"{system}.{k}": str(v) for k, v in QUICK.items() if k in known}
     settings |= {"recipe.crop": "1", "recipe.ema": "0.9", "recipe.clip": "0.5", **more}
     options = {"epochs": None, "batch": 8, "rate": 1e-3, "seed": 0, "save_every": None, "eval_every": None}
@@ -121,7 +133,7 @@ def measure(run: Run) -> dict[str, Any]:
 
 def every_system(clip: CLIP, folder: str, strategy: Strategy) -> None:
     found = {}
-    for name in [*systems("pretrain"), *VARIANTS]:
+    for name in [*systems("pretrain"), *systems("distill"), *VARIANTS]:
         found[name] = measure(run_of(name.partition(",")[0], clip, strategy, VARIANTS.get(name, {})))
     if os.environ["RANK"] == "0":
         torch.save(found, f"{folder}/{strategy}-{os.environ['WORLD_SIZE']}.pt")

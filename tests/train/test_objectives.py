@@ -16,15 +16,15 @@ from train_world import World, batch_of, make_clip, named, pixels_of, total, tra
 
 from diptych.core.clip import CLIP
 from diptych.errors import DiptychError
-from diptych.methods.discover import describe_one, find, systems
+from diptych.methods.discover import describe_one, systems
 from diptych.methods.pretrain.parts.objective import Batch, Objective, Phase
 from diptych.training.folder import Checkpoint
-from diptych.training.plan import make_plan
+from diptych.training.plan import find_objective, make_plan
 from diptych.training.run import Run
 
-SYSTEMS = systems("pretrain")
+SYSTEMS = [*systems("pretrain"), *systems("distill")]
 # Settings that cost time are cut, wherever a system has them; what they do is tried in its own test.
-QUICK = {"clusters": 4, "restarts": 1, "episode": 24, "hidden": 16, "projection": 8}
+QUICK = {"clusters": 4, "restarts": 1, "episode": 24, "hidden": 16, "projection": 8, "tokens": 40, "first": 4}
 INDEX = [5, 2, 9, 0, 7, 11]
 UNDEFINED_FOR_ONE = {"cloob"}  # a loss that leaves the positive out has nothing left
 
@@ -41,7 +41,7 @@ def world() -> World:
 @pytest.fixture(params=SYSTEMS)
 def made(request: pytest.FixtureRequest) -> Callable[[], tuple[Objective, CLIP, Batch]]:
     """Makes the system, the CLIP that it prepared, and a batch; every time the same. In the middle of the training."""
-    system = find("pretrain", request.param)
+    system = find_objective(request.param)
     known = {f.name for f in fields(system.Config)}
     config = system.Config(**{k: v for k, v in QUICK.items() if k in known})
 
@@ -172,7 +172,7 @@ def test_the_temperature_stays_in_bounds_and_the_model_scores_plainly(made: Make
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_trainer_runs_it_in_chunks_and_takes_it_up_again(name: str):
     """Ten steps, and five of them again from the tensors of a checkpoint: the same losses."""
-    known = {f.name for f in fields(find("pretrain", name).Config)}
+    known = {f.name for f in fields(find_objective(name).Config)}
     settings = {f"{name}.{k}": str(v) for k, v in (QUICK | {"shortest": 1}).items() if k in known}
     settings |= {"recipe.crop": "1", "recipe.chunk": "4"}
 
@@ -195,7 +195,7 @@ def test_the_trainer_runs_it_in_chunks_and_takes_it_up_again(name: str):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_says_what_it_is(name: str):
-    system = find("pretrain", name)
+    system = find_objective(name)
     about = importlib.import_module(system.__module__).__doc__ or ""
     assert re.search(r"\bUse it\b", about), "the docstring says when to use it"
     assert re.search(r"\bNot\b", about), "the docstring says when not to use it"
@@ -206,6 +206,8 @@ def test_a_system_says_what_it_is(name: str):
         value: Any = getattr(system.Config(), field.name)
         for one in value if isinstance(value, tuple) else (value,):
             assert isinstance(one, (bool, int, float, str)), f"--set {name}.{field.name} cannot reach {one!r}"
-    assert describe_one("pretrain", name).summary
+    family = "distill" if name in systems("distill") else "pretrain"
+    assert describe_one(family, name).summary
     assert isinstance(Phase(), type(system().phase(0, 1)))
-    assert (Path(__file__).parent / f"test_{name}.py").is_file(), "a system is two files: itself and its test"
+    place = Path(__file__).parents[1] / {"pretrain": "train"}.get(family, family)
+    assert (place / f"test_{name}.py").is_file(), "a system is two files: itself and its test"

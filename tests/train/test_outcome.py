@@ -23,7 +23,7 @@ def test_a_run_says_what_its_model_can_become_and_it_does(
     assert main([*words, "--batch", "12", "--rate", "1e-3", "--out", str(out)]) == 0
     assert "This model can become open_clip, Hugging Face, ONNX, diptych" in capsys.readouterr().out
     card = (out / "model" / "README.md").read_text()
-    assert "trained with clip" in card and "--to huggingface" in card and "no, for" not in card
+    assert "made with clip" in card and "--to huggingface" in card and "no, for" not in card
     assert "can become" in (out / "report.html").read_text()
     assert main(["export", str(out / "model"), "--to", "huggingface", "--out", str(tmp_path / "hf")]) == 0
     assert "gives the same embeddings" in capsys.readouterr().out

@@ -26,18 +26,27 @@ from diptych.core.clip import CLIP
 from diptych.data.pairs import read_pairs
 from diptych.engine.loop import Diverged
 from diptych.errors import DiptychError
-from diptych.methods.discover import find, systems
+from diptych.methods.discover import systems
 from diptych.methods.pretrain.clip import Clip
-from diptych.training.plan import make_plan
+from diptych.training.plan import find_objective, make_plan
 from diptych.training.run import Run
 
-SYSTEMS = systems("pretrain")
-QUICK = {"clusters": 4, "restarts": 1, "episode": 24, "hidden": 16, "projection": 8, "shortest": 1}
+SYSTEMS = [*systems("pretrain"), *systems("distill")]
+QUICK = {
+    "clusters": 4,
+    "restarts": 1,
+    "episode": 24,
+    "hidden": 16,
+    "projection": 8,
+    "shortest": 1,
+    "tokens": 40,
+    "first": 4,
+}
 PLAIN: dict[str, Any] = {"device": "cpu", "batch": 12, "rate": 1e-3, "workers": 0}
 
 
 def run_of(system: str, clip: CLIP, pairs: Any, **settings: str) -> Run:
-    known = {f.name for f in fields(find("pretrain", system).Config)}
+    known = {f.name for f in fields(find_objective(system).Config)}
     quick = {f"{system}.{k}": str(v) for k, v in QUICK.items() if k in known}
     options = {"epochs": None, "batch": 12, "rate": 1e-3, "seed": 0, "save_every": None, "eval_every": None}
     chosen = quick | {"recipe.crop": "1"} | settings

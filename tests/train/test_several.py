@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 import diptych
 from diptych.errors import DiptychError
 from diptych.methods.discover import find, systems
+from diptych.training.plan import find_objective
 
-SYSTEMS = systems("pretrain")
+SYSTEMS = [*systems("pretrain"), *systems("distill")]
 PROGRAM = Path(__file__).with_name("several.py")
 SLOW = pytest.mark.skipif("DIPTYCH_SLOW_TESTS" not in os.environ, reason="needs DIPTYCH_SLOW_TESTS=1 (many processes)")
 WAYS = [
@@ -65,7 +66,7 @@ def measured(ran: Callable[..., Path]) -> Callable[[str], Found]:
 def test_any_number_of_processes_is_one(measured: Callable[[str], Found], name: str, way: str):
     """Losses and norms of three steps, every gradient of the first (the temperature's and the heads' too), all weights
     and their average after the last."""
-    if name in SYSTEMS and find("pretrain", name).per_process:
+    if name in SYSTEMS and find_objective(name).per_process:
         pytest.skip(f"{name}: {find('pretrain', name).per_process}")
     one, many = measured("ddp-1")[name], measured(way)[name]
     for right, found in zip(one["losses"], many["losses"], strict=True):
@@ -182,7 +183,7 @@ def test_a_batch_that_cannot_be_shared_out_evenly_is_refused(
 
 
 def test_machines_that_do_not_come_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch):
-    from diptych.cli.verbs import train
+    from diptych.cli import training as train
 
     monkeypatch.setattr(train, "JOIN", 1)
     for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}.items():

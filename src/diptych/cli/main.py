@@ -11,7 +11,7 @@ from types import ModuleType
 
 from diptych import __version__
 from diptych.cli.options import Parser
-from diptych.errors import DiptychError, nearest
+from diptych.errors import DiptychError, TextCut, nearest
 
 ABOUT = "Which CLIP method is best for my pictures? Adapt, compare, use the winner."
 EXAMPLES = """\
@@ -19,7 +19,6 @@ diptych compare                              the first table, on built-in drawin
 diptych compare ./photos                     photos/<class>/*.jpg: every method that fits, one table, the winner
 diptych predict winner.safetensors new/      what the winner says about other pictures
 diptych train clip --data ./pairs            a CLIP of your own, from pictures with texts"""
-CONTINUED = ("compare", "train", "rewrite")
 MISTAKE, BUG, STOPPED, PIPE = 2, 1, 130, 141  # exit codes
 
 
@@ -35,13 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = bool(os.environ.get("DIPTYCH_DEBUG"))
     if not debug:
         warnings.simplefilter("ignore")  # other libraries' words to their own callers
+        if os.environ.get("RANK", "0") == "0":
+            warnings.simplefilter("default", TextCut)
+            warnings.showwarning = show_warning
     try:
         code = run(words)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        again = "; the same command continues where it was" if {*words[:1]} & {*CONTINUED} else ""
-        return say(f"stopped{again}", STOPPED)
+        goes_on = words[:1] and words[0] in verbs() and continues(load(words[0]), words)
+        return say("stopped; the same command continues where it was" if goes_on else "stopped", STOPPED)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
         return PIPE
@@ -56,6 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return say(f"error: this is a bug in diptych: {what}\nrun again with DIPTYCH_DEBUG=1 for the traceback", BUG)
 
 
+def continues(verb: ModuleType, words: Sequence[str]) -> bool:
+    """Whether the same words go on with stopped work: CONTINUES is True, or the option under which they do."""
+    said = getattr(verb, "CONTINUES", False)
+    return said in words if isinstance(said, str) else said
+
+
 def message_of(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory for this; close other programs, or try fewer pictures or a smaller model"
@@ -63,6 +71,10 @@ def message_of(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{(error.strerror or str(error) or type(error).__name__).lower()}"
     return str(error)
+
+
+def show_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def say(message: str, code: int) -> int:
@@ -96,7 +108,10 @@ def verbs() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """A verb: its docstring is its help; it has EXAMPLES, `options(parser)` and `run(given) -> exit code`."""
+    """A verb: its docstring is its help; it has EXAMPLES, `options(parser)` and `run(given) -> exit code`.
+
+    PLACE: among the verbs of the overview. CONTINUES: whether the same command goes on with what was stopped.
+    """
     return importlib.import_module(f"diptych.cli.verbs.{name}")
 
 

@@ -151,9 +151,19 @@ def setting(word: str) -> tuple[str, str]:
 
 def train_setting(word: str) -> tuple[str, str]:
     """`recipe.weight_decay=0.1` or `clip.max_scale=50`; the field is checked later, by its Config."""
+    return setting_of(word, "pretrain", "distill")
+
+
+def teach_setting(word: str) -> tuple[str, str]:
+    """`recipe.weight_decay=0.1` or `mod_x.alpha=10`, likewise."""
+    return setting_of(word, "continual")
+
+
+def setting_of(word: str, *families: str) -> tuple[str, str]:
+    """Of a system of the families, or of the recipe."""
     name, equals, value = word.partition("=")
     system, dot, field = name.strip().partition(".")
-    known = ["recipe", *systems("pretrain")]
+    known = ["recipe", *(name for family in families for name in systems(family))]
     if not (equals and dot and field and value.strip()):
         raise DiptychError(f'--set takes SYSTEM.FIELD=VALUE or recipe.FIELD=VALUE, such as recipe.clip=1; not "{word}"')
     if system not in known:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.comparison.plan import Cell, Shots
-from diptych.comparison.stats import accuracy, ece, macro_recall
+from diptych.comparison.stats import accuracy, macro_recall
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.data.records import Records
@@ -21,6 +21,7 @@ from diptych.engine.store import FeatureStore
 from diptych.errors import Unsupported
 from diptych.methods.adapt.parts.adapter import Adapter, config_hash, fit_path, last, select
 from diptych.methods.discover import find
+from diptych.metrics.calibration import ece
 
 
 def support_of(task: Task, records: Records, store: FeatureStore, seed: int = 0) -> Support:

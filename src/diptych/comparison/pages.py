@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.comparison.stats import class_recall, confusion, reliability
+from diptych.comparison.stats import class_recall, confusion
 from diptych.comparison.summary import REFERENCE, Standing, Summary, Winner, results_json, shots_words, write_json
 from diptych.comparison.table import (
     comparison_table,
@@ -17,6 +17,7 @@ from diptych.comparison.table import (
     skipped_lines,
 )
 from diptych.errors import DiptychError
+from diptych.metrics.calibration import reliability
 from diptych.report import Cell, Column, Facts, Gallery, Picture, Plot, Report, Section, Table, Text, write_html
 from diptych.report.plots import Band, bars, changes, curves, looks, matrix, scatter
 from diptych.report.plots import reliability as reliability_plot

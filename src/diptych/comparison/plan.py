@@ -1,6 +1,7 @@
 """What a comparison will run, in which order, and how long that will take."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,7 +12,7 @@ from diptych.core.clip import CLIP
 from diptych.data.records import Records
 from diptych.data.task import Task
 from diptych.engine.store import FeatureStore
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, TextCut
 from diptych.methods.adapt.parts.adapter import Adapter, Work, configure
 from diptych.methods.discover import find, systems
 
@@ -123,7 +124,8 @@ def measure_speed(clip: CLIP, task: Task, store: FeatureStore) -> Speed:
     """A few pictures and texts, timed; two seconds at most."""
     sample = task.pool[list(range(min(8, len(task.pool))))]
     texts = [f"a photo of a {name}, number {i}." for i in range(16) for name in task.names[:1]]
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # said where the texts are used
         clip.encode_image(store.pixels(clip, sample[:1]))
         start = time.perf_counter()
         clip.encode_image(store.pixels(clip, sample))

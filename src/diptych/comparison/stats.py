@@ -1,35 +1,17 @@
-"""The figures of a comparison, in numpy: accuracy, calibration, and intervals that pair the methods.
+"""The figures of a comparison, in numpy: accuracy, and intervals that pair the methods.
 
 Everywhere `probabilities` is [N, C] (rows sum to one), `truth` is the class index of each picture [N].
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-ECE_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks"
-ROUNDS = 2000
-
-
-class Interval(NamedTuple):
-    """A figure with its 95% interval, as fractions of one."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def distinguishable(self) -> bool:
-        """For a difference: the whole interval is on one side of zero."""
-        return self.low > 0 or self.high < 0
-
-
-def correct(probabilities: ArrayLike, truth: ArrayLike) -> NDArray[np.bool_]:
-    """Which pictures the most probable class is right on, [N]."""
-    return np.asarray(probabilities).argmax(axis=1) == np.asarray(truth)
+from diptych.metrics.calibration import correct
+from diptych.metrics.intervals import ROUNDS, Interval, interval_of
 
 
 def accuracy(probabilities: ArrayLike, truth: ArrayLike) -> float:
@@ -56,39 +38,6 @@ def macro_recall(probabilities: ArrayLike, truth: ArrayLike) -> float:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """What a reliability diagram draws: per bin of top probability, [bins]; NaN means where `count` is 0."""
-
-    edges: NDArray[np.float64]  # [bins + 1]
-    count: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-
-    @property
-    def ece(self) -> float:
-        """sum over bins of count / N * |accuracy - confidence|."""
-        gap = np.abs(np.nan_to_num(self.accuracy - self.confidence))
-        return float((self.count * gap).sum() / self.count.sum())
-
-
-def reliability(probabilities: ArrayLike, truth: ArrayLike, bins: int = ECE_BINS) -> Reliability:
-    """Pictures in `bins` equal-width bins (low, high] of their top probability."""
-    top = np.asarray(probabilities, dtype=np.float64).max(axis=1)
-    place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, weights=top, minlength=bins) / count
-        right = np.bincount(place, weights=correct(probabilities, truth), minlength=bins) / count
-    return Reliability(np.linspace(0, 1, bins + 1), count, confidence, right)
-
-
-def ece(probabilities: ArrayLike, truth: ArrayLike, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: sum over equal-width bins b of the top probability of
-    n_b / N * |accuracy_b - mean top probability_b|."""
-    return reliability(probabilities, truth, bins).ece
-
-
-@dataclass(frozen=True)
 class Bootstrap:
     """Resampled accuracies; round r drew the same pictures and seeds for every key, so they may be subtracted."""
 
@@ -96,11 +45,11 @@ class Bootstrap:
     draws: dict[Hashable, NDArray[np.float64]]  # [rounds]
 
     def interval(self, key: Hashable) -> Interval:
-        return _interval(self.mean[key], self.draws[key])
+        return interval_of(self.mean[key], self.draws[key])
 
     def difference(self, key: Hashable, reference: Hashable) -> Interval:
         """Accuracy of `key` minus that of `reference`."""
-        return _interval(self.mean[key] - self.mean[reference], self.draws[key] - self.draws[reference])
+        return interval_of(self.mean[key] - self.mean[reference], self.draws[key] - self.draws[reference])
 
 
 def paired_bootstrap(
@@ -164,8 +113,3 @@ def _seed_counts(rng: np.random.Generator, rounds: int, seeds: int) -> NDArray[n
     drawn = rng.integers(0, seeds - 1, (rounds, seeds))
     drawn += drawn >= left_out
     return (drawn[:, :, None] == np.arange(seeds)).sum(axis=1).astype(np.float64)
-
-
-def _interval(mean: float, draws: NDArray[np.float64]) -> Interval:
-    low, high = np.nanquantile(draws, 0.025), np.nanquantile(draws, 0.975)
-    return Interval(mean, float(low), float(high))

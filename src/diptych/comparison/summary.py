@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.comparison.stats import Bootstrap, Interval, correct, paired_bootstrap
+from diptych.comparison.stats import Bootstrap, paired_bootstrap
 from diptych.files import write_atomically
+from diptych.metrics.calibration import correct
+from diptych.metrics.intervals import Interval
 
 REFERENCE = "zero_shot"  # what every method is compared with
 Cell = tuple[str, int | str, int]  # method, shots, seed

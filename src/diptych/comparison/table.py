@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from diptych.comparison.stats import Interval
 from diptych.comparison.summary import REFERENCE, Standing, Summary, shots_words
+from diptych.metrics.intervals import Interval
 from diptych.report import Cell, Column, Table
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.core.cut import Cuts
 from diptych.core.edits import EditedTower, Edits, pack
 from diptych.core.preprocess import Preprocess
 from diptych.core.tower import Prompts, Tokens, Tower
@@ -68,6 +69,7 @@ class CLIP(nn.Module):
         self.towers = nn.ModuleDict({"image": image, "text": text})
         self.tokenizer = tokenizer
         self.preprocess = preprocess
+        self.cuts = Cuts()
         self.log_scale = nn.Parameter(torch.tensor(float(logit_scale)).log())
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)))
         self.eval()
@@ -126,9 +128,13 @@ class CLIP(nn.Module):
         where = {text: i for i, text in enumerate(unique)}
         return embeddings[[where[text] for text in texts]]
 
-    def tokenize(self, texts: Sequence[str], names: Sequence[str] | None = None) -> Tokens:
-        """Texts -> Tokens, padded only where the tower asks for it. `names` marks each text's class name."""
+    def tokenize(self, texts: Sequence[str], names: Sequence[str] | None = None, *, warn: bool = True) -> Tokens:
+        """Texts -> Tokens, padded only where the tower asks for it. `names` marks each text's class name.
+
+        Warns (TextCut) of texts longer than the model reads; `cuts` counts them, `warn` or not.
+        """
         tokens = self.tokenizer(texts, names)
+        self.cuts.look(texts, tokens, self.tokenizer, self.text, self.source, warn)
         missing = self.text.pads_to - tokens.ids.shape[1]
         if missing > 0:
             pad_id = getattr(self.tokenizer, "pad_id", 0)
@@ -190,6 +196,7 @@ class EditedCLIP(CLIP):
         self.towers = nn.ModuleDict(towers)
         self.tokenizer, self.preprocess = base.tokenizer, base.preprocess
         self.log_scale, self.logit_bias = base.log_scale, base.logit_bias
+        self.cuts = base.cuts
         self.base, self.edits = [base], edits  # a list: not a submodule of its own view
         self.training = base.training
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.recompute import run_stage
+from diptych.core.regions import mask_pool
 from diptych.core.tower import Prompts, Tap, Tokens, TowerOutput
 from diptych.core.towers.blocks import StagedTower
 
@@ -92,16 +93,22 @@ class EfficientNetLite0(StagedTower):
     ) -> TowerOutput:
         assert isinstance(inputs, Tensor)
         self.check(prompts, taps)
-        taken: dict[Tap, Tensor] = {}
-        pixels = inputs.contiguous(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+        maps, hidden = self.maps(inputs, [tap.block for tap in taps])
+        last = hidden.flatten(2).transpose(1, 2) if tokens else None  # [B, H' W', 1280]
+        return TowerOutput(self.head(hidden.mean((2, 3))), last, dict(zip(taps, maps, strict=True)))
+
+    def maps(self, pixels: Tensor, stages: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        taken: dict[int, Tensor] = {}
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # type: ignore[attr-defined]
         hidden = F.relu6(self.stem(pixels), inplace=True)
         for i, stage in enumerate(self.stages):
             hidden = run_stage(stage, hidden, self.checkpoint)
-            if Tap(i) in taps:
-                taken[Tap(i)] = hidden
-        hidden = F.relu6(self.last(hidden), inplace=True)
-        last = hidden.flatten(2).transpose(1, 2) if tokens else None  # [B, H' W', 1280]
-        return TowerOutput(self.head(hidden.mean((2, 3))), last, taken)
+            if i in stages:
+                taken[i] = hidden
+        return [taken[i] for i in stages], F.relu6(self.last(hidden), inplace=True)
+
+    def regions(self, last: Tensor, masks: Tensor) -> Tensor:
+        return self.head(mask_pool(last, masks))
 
 
 def read_efficientnet(published: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:

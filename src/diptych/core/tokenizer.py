@@ -144,6 +144,14 @@ class FastTokenizer(_Tokenizer):
         added = self.tokenizer.num_special_tokens_to_add(False)
         return sum(len(part) - added for part in (encoding, *encoding.overflowing)) + added
 
+    def with_context(self, length: int) -> "FastTokenizer":
+        """The same for texts of up to `length` tokens."""
+        from tokenizers import Tokenizer
+
+        copy = Tokenizer.from_str(self.tokenizer.to_str())
+        options: dict[str, Any] = self.options() | {"context_length": length}
+        return FastTokenizer(copy, **options)
+
     def options(self) -> dict[str, Any]:
         end_id = None if self.end_id < 0 else self.end_id
         return {
@@ -199,6 +207,10 @@ class SimpleTokenizer(_Tokenizer):
 
     def length(self, text: str) -> int:
         return len(self.encode_one(cleaning(self.clean)(text), cut=False)[0])
+
+    def with_context(self, length: int) -> "SimpleTokenizer":
+        """The same for texts of up to `length` tokens."""
+        return SimpleTokenizer(self.tokenizer, context_length=length)
 
     def options(self) -> dict[str, Any]:
         return {"context_length": self.context_length, "clean": self.clean}

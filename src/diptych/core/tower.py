@@ -106,6 +106,7 @@ class Tower(nn.Module):
     transformer: whether blocks pass tokens (prompts, attention taps and LoRA need it).
     causal: a text tower in which a token never sees later ones, so texts run at their own length.
     context_length: the longest text in tokens; pads_to: texts must be padded to this length (0: no need).
+    positions: the parameter that holds the learned position codes of texts [context_length, W]; empty: none is known.
     checkpoint: activations inside a block or stage are not kept, the backward pass computes them again.
     """
 
@@ -115,6 +116,7 @@ class Tower(nn.Module):
     causal: bool = False
     context_length: int = 0
     pads_to: int = 0
+    positions: str = ""
     checkpoint: bool = False
     embed_dim: int
     width: int
@@ -137,6 +139,13 @@ class Tower(nn.Module):
     def parts(self) -> list[nn.Module]:
         """The modules of the blocks or stages, in order; empty for a tower that runs as a whole."""
         return []
+
+    def dense(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] -> [B, h, w, D], not normalised: each place embedded as if it were the whole picture.
+
+        Pictures only. Raises Unsupported where places are not told apart.
+        """
+        raise Unsupported(f"the {self.modality} tower ({self.kind}) gives no embedding of each place of a picture")
 
     def set_checkpoint(self, on: bool = True) -> None:
         """Gradient checkpointing: equal gradients from fewer kept activations. Raises Unsupported without blocks."""

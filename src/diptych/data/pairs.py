@@ -79,7 +79,8 @@ def read_pairs(
     - a folder with texts beside pictures, x.jpg and x.txt, a text on each line;
     - a table (.csv, .tsv, .parquet) or Hugging Face dataset folder, with a column of pictures and one or several of
       captions (`caption`, or `caption_1`, `caption_2`; a cell may hold a list);
-    - "scenes:20000": so many drawn scenes with a short caption each, to try things on.
+    - "scenes:20000": so many drawn scenes with a short caption each, to try things on; "scenes:20000:sketch:de" in a
+      style and with captions in a language of theirs.
 
     Raises DiptychError where there is nothing to read. What cannot be used is in `set_aside`, with the reason.
     """
@@ -87,10 +88,10 @@ def read_pairs(
 
     columns = [("image column", image_column), ("text column", ", ".join(text_columns or []))]
     asked = [f"{kind} {name!r}" for kind, name in columns if name]
-    if found := re.fullmatch(r"scenes:(\d+)", str(source)):
-        from diptych.data.scenes import Scenes
+    if found := re.fullmatch(r"scenes:(\d+)((?::\w+)*)", str(source)):
+        from diptych.data.scenes.sets import scenes_of
 
-        return Scenes(count=int(found[1])).pairs()
+        return scenes_of(int(found[1]), found[2].split(":")[1:])
     paths = expand(str(source))
     first = paths[0]
     if first.suffix == ".tar":
@@ -237,7 +238,10 @@ def table_part(table: Table, image: str | None, texts: Sequence[str] | None) -> 
 
     def make(row: int) -> Pair:
         identifier = f"{Path(table.where).name} row {row + 1}"
-        return Pair(identifier, partial(picture_of, partial(data, row)), need_texts(identifier, found[row]))
+        texts = need_texts(identifier, found[row])
+        # rows of one picture belong together
+        extra = {} if paths is None else {"picture": str(table.base / (word_of(paths[row]) or identifier))}
+        return Pair(identifier, partial(picture_of, partial(data, row)), texts, extra)
 
     return [row for row in range(table.rows) if found[row]], make
 

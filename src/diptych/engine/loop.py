@@ -125,6 +125,17 @@ class Cosine:
         return self.least + (peak - self.least) * (1 + math.cos(math.pi * ((now - self.warmup) % span) / span)) / 2
 
 
+@dataclass(frozen=True)
+class Milestones:
+    """The peak, multiplied by `factor` from each of these shares of the run on."""
+
+    at: tuple[float, ...]
+    factor: float = 0.1
+
+    def rate(self, peak: float, step: int, steps: int) -> float:
+        return peak * self.factor ** sum(step >= share * steps for share in self.at)
+
+
 class Runtime(Protocol):
     """Where the steps run. `Fabric` is one; `Plain` is one process on the CPU."""
 
@@ -206,7 +217,7 @@ class Loop:
         steps: int,
         *,
         groups: Sequence[Group] = (),
-        schedule: Cosine | None = None,
+        schedule: Cosine | Milestones | None = None,
         accumulate: int = 1,
         clip: float | None = None,
         strict: bool = True,
@@ -276,7 +287,7 @@ def train(
     optimiser: Optimiser,
     steps: int,
     *,
-    schedule: Cosine | None = None,
+    schedule: Cosine | Milestones | None = None,
     accumulate: int = 1,
     clip: float | None = None,
     progress: Callable[[int, int], None] | None = None,

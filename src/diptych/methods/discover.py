@@ -10,6 +10,7 @@ from diptych.errors import DiptychError, nearest
 
 if TYPE_CHECKING:
     from diptych.methods.adapt.parts.adapter import Adapter
+    from diptych.methods.dense.parts.segmenter import Segmenter
     from diptych.methods.pretrain.parts.objective import Objective
 
 FAMILIES = Path(__file__).parent
@@ -34,6 +35,8 @@ def systems(family: str) -> list[str]:
 def find(family: Literal["adapt"], name: str) -> "type[Adapter]": ...
 @overload
 def find(family: Literal["pretrain", "distill"], name: str) -> "type[Objective]": ...
+@overload
+def find(family: Literal["dense"], name: str) -> "type[Segmenter]": ...
 @overload
 def find(family: str, name: str) -> Any: ...
 @cache

@@ -1,7 +1,7 @@
 """A `Report` is sections: every family of methods says what it measured through the same one."""
 
 from diptych.report.html import write_html
-from diptych.report.sections import Cell, Column, Facts, Gallery, Picture, Plot, Report, Section, Table, Text
+from diptych.report.sections import Cell, Column, Facts, Gallery, Picture, Plot, Report, Section, Table, Text, Words
 
 __all__ = [
     "Cell",
@@ -14,5 +14,6 @@ __all__ = [
     "Section",
     "Table",
     "Text",
+    "Words",
     "write_html",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from diptych.files import write_atomically
-from diptych.report.sections import Cell, Facts, Gallery, Picture, Plot, Report, Section, Table, Text
+from diptych.report.sections import Cell, Facts, Gallery, Picture, Plot, Report, Section, Table, Text, Words
 from diptych.report.words import clean, shorten
 
 WORD = 60  # columns of a word of a table or of a name under a picture; the whole is in its title
@@ -136,6 +136,8 @@ def _section(section: Section) -> str:
             inner = _plot(section)
         case Gallery():
             inner = '<ul class="gallery">' + "".join(_picture(p) for p in section.items) + "</ul>"
+        case Words():
+            inner = f'<p class="words">{" ".join(_word(*item) for item in section.items)}</p>'
     if section.note and not isinstance(section, Plot):
         inner += f'<p class="note">{_strong(section.note)}</p>'
     return f"<details><summary>{_text(section.fold)}</summary>{inner}</details>" if section.fold else inner
@@ -147,6 +149,12 @@ def _paragraphs(section: Text) -> str:
         return "<ul>" + "".join(f"<li>{_strong(line)}</li>" for line in body) + "</ul>"
     inner = "".join(f"<p>{_strong(line)}</p>" for line in body)
     return inner if section.style == "plain" else f'<div class="{section.style}">{inner}</div>'
+
+
+def _word(word: str, value: float | None, wrong: bool) -> str:
+    kind = "unread" if value is None else "for" if value > 0 else "against"
+    share = "" if value is None else f' style="--share: {min(1.0, abs(value)):.0%}"'
+    return f'<span class="{kind}{" wrong" if wrong else ""}"{share}>{_text(word)}</span>'
 
 
 def _facts(section: Facts) -> str:

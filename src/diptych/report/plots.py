@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Band", "Look", "bars", "changes", "curves", "lines", "looks", "matrix", "reliability", "scatter", "to_png",
-    "to_svg",
+    "Band", "Look", "bars", "changes", "curves", "histogram", "lines", "looks", "matrix", "reliability", "scatter",
+    "to_png", "to_svg",
 ]  # fmt: skip
 
 WIDE, HIGH = 5.4, 4.0  # inches; small, so that the letters can be read on a phone
@@ -161,6 +161,21 @@ def bars(values: Sequence[tuple[str, float]], x_label: str, colour: str = COLOUR
         axes.set_xticks(np.linspace(0, 1, 6))
         _percent(axes.xaxis, locate=False)
         axes.set_xlabel(x_label)
+    return figure
+
+
+def histogram(edges: Sequence[float], counts: Mapping[str, Sequence[float]], x_label: str) -> "Figure":
+    """The share of each name's values in bins between `edges`, one over the other."""
+    with house_style():
+        figure, axes = _axes(WIDE, HIGH)
+        left, width = np.asarray(edges[:-1]), np.diff(edges)
+        for i, (name, count) in enumerate(counts.items()):
+            share = np.asarray(count, dtype=float) / max(sum(count), 1)
+            axes.bar(left, share, width, align="edge", color=COLOURS[i % len(COLOURS)], alpha=0.5, label=name)
+        axes.legend(frameon=False)
+        _percent(axes.yaxis)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("share (%)")
     return figure
 
 

@@ -87,7 +87,15 @@ class Gallery(_Section):
     items: Sequence[Picture]
 
 
-Section: TypeAlias = Text | Facts | Table | Plot | Gallery
+@dataclass(frozen=True)
+class Words(_Section):
+    """A text whose words are coloured by numbers from -1, against, to 1, for; None: it was not read. A third entry
+    that is true marks the word as wrong."""
+
+    items: Sequence[tuple[str, float | None, bool]]
+
+
+Section: TypeAlias = Text | Facts | Table | Plot | Gallery | Words
 
 
 @dataclass(frozen=True)

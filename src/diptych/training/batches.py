@@ -126,7 +126,8 @@ class Batches:
 
     def collate(self, samples: list[Sample], step: int) -> tuple[Batch, list[str]]:
         """(the batch, ids of its pairs)."""
-        texts = {role: self.clip.tokenize([s.words[role] for s in samples]) for role in self.objective.texts}
+        words = {role: [s.words[role] for s in samples] for role in self.objective.texts}
+        texts = {role: self.clip.tokenize(said, warn=not self.clip.cuts.cut) for role, said in words.items()}
         extra = {
             name: torch.from_numpy(np.stack([s.extra[name] for s in samples])) for name in (samples[0].extra or {})
         }

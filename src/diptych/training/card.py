@@ -9,7 +9,7 @@ from diptych.files import write_atomically
 
 def write_card(folder: Path, system: str, forms: dict[str, str], left_out: Sequence[str]) -> Path:
     """Write README.md beside the weights. left_out: what was trained beside the CLIP and stays in the checkpoints."""
-    lines = [f"# A CLIP trained with {system}", "", "Written by `diptych train`. It can become:", ""]
+    lines = [f"# A CLIP made with {system}", "", "Written by diptych. It can become:", ""]
     for form, answer in forms.items():
         how = f"`diptych export {folder.parent.name}/{folder.name} --to {form} --out DIR`"
         lines.append(f"- {NAMES[form]}: {how if answer == YES else f'no, for {answer}'}")

@@ -48,7 +48,7 @@ class TrainingFolder(RunFolder):
             return not self.path.exists()
         there = {path.name for path in self.path.iterdir()}
         return all(name.startswith("broken") for name in there) or (
-            "run.json" in there and not self.rows() and not self.steps()
+            "run.json" in there and "model" not in there and not self.rows() and not self.steps()
         )
 
     def refuse_others(self) -> None:

@@ -1,13 +1,13 @@
 """The report of a training run: what came out, and the curves."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych.data.scan import SetAside
 from diptych.report import Column, Facts, Plot, Report, Section, Table, Text, write_html
 from diptych.report.plots import lines
+from diptych.training.outcome import Trained
 from diptych.training.plan import Plan
 
 NAMES = {
@@ -24,11 +24,11 @@ def write_report(
     plan: Plan,
     source: str,
     pairs: int,
-    rows: Sequence[Mapping[str, float]],
-    set_aside: Sequence[SetAside],
+    made: Trained,
     about: Mapping[str, Any],
 ) -> Path:
     """Write report.html from the lines of metrics.csv."""
+    rows, set_aside = made.rows, made.set_aside
     last = rows[-1]
     speeds = sorted(row["samples_per_second"] for row in rows)
     facts = [
@@ -41,6 +41,8 @@ def write_report(
         best = max(row["accuracy"] for row in judged)
         facts.insert(0, ("zero-shot", f"{judged[-1]['accuracy']:.1%}", f"{best:.1%} at its best"))
     sections: list[Section] = [Facts(facts, title="What came out")]
+    if made.facts:
+        sections.append(Facts(made.facts))
     if judged:
         points = [(row["step"], row["accuracy"]) for row in judged]
         figure = lines({"zero-shot": points}, "step", "accuracy (%)", percent=True)

@@ -14,8 +14,6 @@ from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.parts.objective import Objective, Recipe
 from diptych.training.batches import Order
 
-EPOCHS = 32  # of the published runs
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,6 +59,11 @@ class Plan:
         }
 
 
+def find_objective(system: str) -> type[Objective]:
+    """The class of a system that trains on pairs, of whichever family. Raises DiptychError for an unknown one."""
+    return find("distill" if system in systems("distill") else "pretrain", system)
+
+
 def make_plan(
     system: str,
     pairs: int,
@@ -75,7 +78,7 @@ def make_plan(
     eval_every: int | None,
 ) -> Plan:
     """settings: "<system>.<field>" or "recipe.<field>" -> value. Raises DiptychError for what cannot be."""
-    declared = find("distill" if system in systems("distill") else "pretrain", system)
+    declared = find_objective(system)
     objective: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     for key, value in settings.items():
@@ -93,7 +96,7 @@ def make_plan(
         raise DiptychError("--batch must be at least 2: a pair is told from the others of its batch")
     order = Order(pairs, chosen.batch, seed)
     if steps is None:
-        steps = max(1, round((EPOCHS if epochs is None else epochs) * order.steps_per_epoch))
+        steps = max(1, round((declared.epochs if epochs is None else epochs) * order.steps_per_epoch))
     elif epochs is not None:
         raise DiptychError("--steps and --epochs both say how long; give one")
     save = save_every or min(1000, max(1, steps // 10))

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
-from diptych.core.forms import YES, forms
-from diptych.core.save import save
 from diptych.data.pairs import Pairs, read_pairs
 from diptych.data.records import Records
 from diptych.data.scan import SetAside
@@ -33,26 +31,13 @@ from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairsLik
 from diptych.methods.pretrain.parts.patches import need_patches, random_patches
 from diptych.training.batches import Batches
 from diptych.training.broken import first_broken
-from diptych.training.card import write_card
 from diptych.training.evaluate import ZeroShot, zero_shot_on
 from diptych.training.folder import Checkpoint, TrainingFolder
+from diptych.training.outcome import Row, Trained, write_model
 from diptych.training.plan import Plan, make_plan, matching
 from diptych.training.writers import Writer, writers
 
 Strategy = Literal["ddp", "fsdp"]
-Row = dict[str, float]  # a line of metrics.csv
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a run left. folder: its model/ opens with `diptych.load`; rows: of metrics.csv; forms: what the model can
-    become, or why not (`core.forms`)."""
-
-    folder: Path
-    clip: CLIP
-    rows: list[Row]
-    set_aside: list[SetAside]
-    forms: dict[str, str] = field(default_factory=dict)
 
 
 def train(
@@ -136,13 +121,19 @@ def train(
 def open_model(model: str | CLIP, seed: int) -> CLIP:
     """Fresh weights for an architecture; what is there otherwise."""
     from diptych.core.fresh import fresh
-    from diptych.core.load import EMBEDDED, load
+    from diptych.core.load import load
 
     if isinstance(model, CLIP):
         return model
+    return fresh(model, seed) if is_architecture(model) else load(model, device="cpu")
+
+
+def is_architecture(model: str) -> bool:
+    """Whether it names an architecture, whose weights are fresh, and not a model."""
+    from diptych.core.load import EMBEDDED
+
     path = Path(model).expanduser()
-    is_architecture = path.suffix == ".json" or not (path.exists() or ":" in model or model in EMBEDDED)
-    return fresh(model, seed) if is_architecture else load(model, device="cpu")
+    return path.suffix == ".json" or not (path.exists() or ":" in model or model in EMBEDDED)
 
 
 def digest(pairs: PairsLike) -> str:
@@ -416,16 +407,11 @@ class Run:
             clip.load_state_dict(full, assign=True)
         if self.batches.share[0] != 0:
             return Trained(folder.path, clip, [], [])
-        clip.__dict__.pop("fingerprint", None)  # its weights are others now
-        clip.eval().requires_grad_(False)
-        can = forms(clip)
-        save(clip, folder.path / "model", layout="open_clip" if can["open_clip"] == YES else "diptych")
-        left_out = [name for name, _ in self.plan.objective.heads.named_children()] if self.plan.objective.heads else []
-        write_card(folder.path / "model", self.plan.objective.system(), can, left_out)
         aside = [*getattr(self.pairs, "set_aside", ()), *self.batches.set_aside.values()]
-        about = folder.identity | provenance() | {"can become": can}
-        write_report(folder.path / "report.html", self.plan, self.pairs.source, len(self.pairs), rows, aside, about)
-        return Trained(folder.path, clip, rows, aside, can)
+        made = write_model(self.plan.objective, clip, folder.path, rows, aside, self.clip.cuts)
+        about = folder.identity | provenance() | {"can become": made.forms}
+        write_report(folder.path / "report.html", self.plan, self.pairs.source, len(self.pairs), made, about)
+        return made
 
 
 def to(batch: Batch, device: torch.device) -> Batch:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diptych.data.task import Task
 
 PLACE = 1
+CONTINUES = True
 SMALL_SHOTS, SMALL_SEEDS, SEEDS = (1, 4), 2, 3
 EXAMPLES = """
 diptych compare ./photos

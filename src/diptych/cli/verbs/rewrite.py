@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diptych.data.rewrite_store import RewriteReport
 
 PLACE = 4
+CONTINUES = True
 SHOWN = 3  # examples at the end
 EXAMPLES = """
 diptych rewrite captions.csv --with rules --out rewrites.jsonl

@@ -1,5 +1,6 @@
 """What all transformer towers share: one attention, one way to put prompts in, one loop over blocks with taps."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,12 +56,31 @@ class TransformerTower(Tower):
     """
 
     patches: Callable[[int], Tensor] | None = None  # which of so many run; set by `only_patches`
+    prefix: int = 1  # tokens before the patches of a picture
 
     def block(
         self, index: int, hidden: Tensor, mask: Tensor | None, probabilities: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Block `index` on [B, N, W]: its result, and its attention probabilities where asked for."""
         raise NotImplementedError
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What the last block gives [B, N, W] -> embeddings [B, D]. Pictures only."""
+        raise NotImplementedError
+
+    def dense(self, pixels: Tensor) -> Tensor:
+        """Each patch, the last block not mixing tokens: each takes its own value (MaskCLIP, Zhou et al., ECCV 2022,
+        arXiv 2112.01071, section 3.2); then the norm and projection of the class token.
+
+        A token alone attends to itself alone, and stands wherever the tower pools from.
+        """
+        if self.modality != "image" or self.depth < 2:
+            return super().dense(pixels)
+        tap = Tap(self.depth - 2)
+        patches = self(pixels, taps=[tap]).taps[tap][:, self.prefix :]  # [B, P, W]
+        side = math.isqrt(patches.shape[1])
+        alone, _ = self.block(self.depth - 1, patches.flatten(0, 1)[:, None], None, False)  # [B P, 1, W]
+        return self.finish(alone.expand(-1, self.prefix + 1, -1)).view(len(pixels), side, side, -1)
 
     def set_checkpoint(self, on: bool = True) -> None:
         self.checkpoint = on
@@ -178,6 +198,27 @@ class StagedTower(Tower):
                 raise self.refuse("attention taps")
             if not 0 <= tap.block < self.depth:
                 raise DiptychError(f"a tap after stage {tap.block}: {self.kind} has stages 0..{self.depth - 1}")
+
+    def maps(self, pixels: Tensor, stages: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        """pixels [B, 3, H, W] of any size -> the maps after these stages, and the last map [B, C, h, w] before pooling.
+
+        Raises Unsupported for a tower whose last map is none.
+        """
+        raise NotImplementedError
+
+    def regions(self, last: Tensor, masks: Tensor) -> Tensor:
+        """The last map [B, C, h, w] and masks [B, Q, h, w] -> embeddings of the parts [B, Q, D], not normalised.
+
+        The head pools what is in the mask alone; a mask of everything gives the picture's own embedding.
+        """
+        raise NotImplementedError
+
+    def dense(self, pixels: Tensor) -> Tensor:
+        """Each place of the last map, pooled alone. pixels may be of any size."""
+        _, last = self.maps(pixels)
+        cells = last.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]  # [B h w, C, 1, 1]
+        rows = self.regions(cells, cells.new_ones(len(cells), 1, 1, 1))
+        return rows.view(len(last), *last.shape[2:], -1)
 
 
 def put_patches(hidden: Tensor, prompts: Prompts, first: int) -> Tensor:

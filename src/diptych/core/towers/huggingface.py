@@ -189,6 +189,7 @@ class CLIPText(_CLIPHalf):
     modality = "text"
     kind = "huggingface.CLIPTextModel"
     causal = True
+    positions = "model.embeddings.position_embedding.weight"
 
     def __init__(self, model: nn.Module, projection: nn.Linear) -> None:
         super().__init__()
@@ -249,6 +250,9 @@ class CLIPImage(_CLIPHalf):
         hidden, taken = self.run_images(hidden, prompts, taps, 1)
         last = self.model.post_layernorm(hidden if tokens else hidden[:, :1])
         return TowerOutput(self.projection(last[:, 0]), last if tokens else None, taken)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.projection(self.model.post_layernorm(hidden[:, 0]))
 
 
 def separate_projections(prefix: str, depth: int, width: int, places: dict[str, str]) -> list[Projection]:

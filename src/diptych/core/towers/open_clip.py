@@ -111,13 +111,14 @@ class ViTImage(_ResBlocks):
         hidden = visual.ln_pre(put_patches(hidden, [p for p in first if p.before_norm], 1))
         hidden = put_patches(hidden, [p for p in first if not p.before_norm], 1)
         hidden, taken = self.run_images(hidden, prompts, taps, 1)
-        embedding, _ = visual._pool(hidden)
-        if visual.proj is not None:
-            embedding = embedding @ visual.proj
         last = None
         if tokens:
             last = visual.ln_post(hidden) if visual.attn_pool is None else hidden
-        return TowerOutput(embedding, last, taken)
+        return TowerOutput(self.finish(hidden), last, taken)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        pooled, _ = self.visual._pool(hidden)
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
 
 class TransformerText(_ResBlocks):
@@ -130,6 +131,7 @@ class TransformerText(_ResBlocks):
     modality = "text"
     kind = "open_clip.TextTransformer"
     path = "resblocks"
+    positions = "positional_embedding"
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
@@ -234,12 +236,37 @@ class ResNetImage(StagedTower):
     ) -> TowerOutput:
         assert isinstance(inputs, Tensor)
         self.check(prompts, taps)
-        visual = self.visual
-        hidden = visual.stem(inputs)
-        taken = {}
+        maps, hidden = self.maps(inputs, [tap.block for tap in taps])
+        last = hidden.flatten(2).transpose(1, 2) if tokens else None
+        return TowerOutput(self.visual.attnpool(hidden), last, dict(zip(taps, maps, strict=True)))
+
+    def maps(self, pixels: Tensor, stages: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        hidden = self.visual.stem(pixels)
+        taken: dict[int, Tensor] = {}
         for i, stage in enumerate(self.parts()):
             hidden = run_stage(stage, hidden, self.checkpoint)
-            if Tap(i) in taps:
-                taken[Tap(i)] = hidden
-        last = hidden.flatten(2).transpose(1, 2) if tokens else None
-        return TowerOutput(visual.attnpool(hidden), last, taken)
+            if i in stages:
+                taken[i] = hidden
+        return [taken[i] for i in stages], hidden
+
+    def regions(self, last: Tensor, masks: Tensor) -> Tensor:
+        """Attention pooling in which a mask's query sees the mean and what is in the mask (FC-CLIP's for ResNets).
+
+        Position codes are resized to the map. FC-CLIP's release leaves the mean out of what is seen, so that there a
+        mask of everything is not the picture's embedding, and an empty one nothing.
+        """
+        pool = self.visual.attnpool
+        codes, (height, width) = pool.positional_embedding, last.shape[-2:]
+        side = round((len(codes) - 1) ** 0.5)
+        grid = codes[1:].T.reshape(1, -1, side, side)
+        if (height, width) != (side, side):
+            grid = F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
+        mean = last.mean((2, 3))[:, None] + codes[0]  # [B, 1, W]
+        keys = torch.cat([mean, (last + grid).flatten(2).transpose(1, 2)], dim=1)  # [B, 1 + h w, W]
+        seen = F.pad(masks.flatten(2).bool(), (1, 0), value=True)[:, None]  # [B, 1, Q, 1 + h w]
+        q, k, v = (
+            split_heads(layer(x), pool.num_heads)
+            for layer, x in ((pool.q_proj, mean), (pool.k_proj, keys), (pool.v_proj, keys))
+        )
+        mixed, _ = attend(q.expand(-1, -1, masks.shape[1], -1), k, v, mask=seen)
+        return pool.c_proj(merge_heads(mixed))

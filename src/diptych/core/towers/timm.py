@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diptych.core.regions import mask_pool
 from diptych.core.tower import Projection, Prompts, Tap, Tokens, TowerOutput
 from diptych.core.towers.blocks import (
     StagedTower,
@@ -13,6 +14,7 @@ from diptych.core.towers.blocks import (
     merge_heads,
     put_patches,
 )
+from diptych.errors import Unsupported
 
 
 class ViTImage(TransformerTower):
@@ -30,6 +32,7 @@ class ViTImage(TransformerTower):
         self.head = head
         self.embed_dim = embed_dim
         self.width, self.depth = self.trunk.embed_dim, len(self.trunk.blocks)
+        self.prefix = self.trunk.num_prefix_tokens
 
     def parts(self) -> list[nn.Module]:
         return list(self.trunk.blocks)
@@ -47,6 +50,9 @@ class ViTImage(TransformerTower):
         hidden, taken = self.run_images(hidden, prompts, taps, prefix)
         last = trunk.norm(hidden)
         return TowerOutput(self.head(trunk.forward_head(last)), last if tokens else None, taken)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.head(self.trunk.forward_head(self.trunk.norm(hidden)))
 
     def block(
         self, index: int, hidden: Tensor, mask: Tensor | None, probabilities: bool
@@ -125,6 +131,21 @@ class StagesImage(StagedTower):
         if tokens:
             last = hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden
         return TowerOutput(self.head(self.trunk.forward_head(hidden)), last, taken)
+
+    def maps(self, pixels: Tensor, stages: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+        if not stages:
+            last, maps = self.trunk.forward_features(pixels), []
+        else:
+            wanted = sorted(set(stages))
+            last, found = self.trunk.forward_intermediates(pixels, indices=wanted)
+            maps = [found[wanted.index(i)] for i in stages]
+        if last.dim() != 4 or last.shape[1] != self.width:
+            raise Unsupported(f"{self.kind} has no last map of {self.width} channels; a ConvNeXt or ResNet has")
+        return maps, last
+
+    def regions(self, last: Tensor, masks: Tensor) -> Tensor:
+        pooled = mask_pool(last, masks).flatten(0, 1)[..., None, None]  # [B * Q, C, 1, 1]: the pooling changes nothing
+        return self.head(self.trunk.forward_head(pooled)).unflatten(0, masks.shape[:2])
 
 
 def image_tower(trunk: nn.Module, head: nn.Module, embed_dim: int) -> ViTImage | StagesImage:

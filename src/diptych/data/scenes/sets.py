@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from random import Random
@@ -19,7 +21,7 @@ from diptych.data.scenes.draw import Drawing, Pixels, draw
 from diptych.data.scenes.grammar import Fact, Statement, say
 from diptych.data.scenes.numbered import Numbered
 from diptych.data.scenes.scene import Scene, sample
-from diptych.data.scenes.spec import SceneSpec, stream
+from diptych.data.scenes.spec import STYLES, SceneSpec, stream
 from diptych.data.scenes.words import LANGUAGES
 from diptych.errors import DiptychError, nearest
 
@@ -231,6 +233,23 @@ class Scenes(Numbered[SceneRecord]):
         """As labelled pictures, by the main thing's "shape", "colour", ... or by its "class": "red circle"."""
         items = (_record(record, label) for record in self)
         return Records(tuple(items), f"scenes (seed {self.seed})")
+
+
+def scenes_of(count: int, words: Sequence[str] = ()) -> Pairs:
+    """Pairs of scenes in a style and with captions in a language, where words name them: "sketch", "de".
+
+    The scenes are others for other words. Raises DiptychError for a word that names neither.
+    """
+    for word in words:
+        if word not in (*STYLES, *LANGUAGES):
+            raise DiptychError(f'scenes: no style or language "{word}"{nearest(word, [*STYLES, *LANGUAGES])}')
+    styles = tuple(word for word in words if word in STYLES)
+    languages = [word for word in words if word in LANGUAGES]
+    if len(languages) > 1:
+        raise DiptychError(f"scenes: captions are in one language, not in {' and '.join(languages)}")
+    spec = SceneSpec(styles=styles) if styles else SceneSpec()
+    seed = zlib.crc32(" ".join(words).encode()) if words else 0
+    return Scenes(spec, count, seed).pairs(" ".join(["short", *languages]))
 
 
 def _pair(scenes: Scenes, roles: tuple[str, ...], index: int) -> Pair:

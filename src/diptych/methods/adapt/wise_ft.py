@@ -22,6 +22,7 @@ from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.core.edits import Edits, TowerEdits
 from diptych.core.heads import TextRows
+from diptych.core.weights import interpolate
 from diptych.data.support import Support
 from diptych.engine.loop import Cosine, Optimiser, train
 from diptych.methods.adapt.parts.adapter import Adapter, Work, recipe_of, sweep, values
@@ -60,7 +61,7 @@ class WiSEFT(Adapter):
         base = dict(clip.image.named_parameters())
         for chosen in sweep(config, "alpha"):
             share = chosen.alpha
-            weights = {name: base[name].lerp(weight, share) for name, weight in tuned.items()} if share else {}
+            weights = interpolate(base, tuned, share) if share else {}
             yield (
                 chosen,
                 self.classifier(

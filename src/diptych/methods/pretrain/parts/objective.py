@@ -122,6 +122,8 @@ class Objective:
     heads: what it trains beside the CLIP; in checkpoints, not in the final model.
     per_process: why its loss is of each process's own rows, where a paper has it so; empty: of those of all, and
     several processes are as one.
+    epochs: how long it is trained where nothing is said.
+    untrained: in words, what `prepare` alone makes of a CLIP, where that is of use without data; its pairs are none.
     """
 
     Config: ClassVar[type]
@@ -131,6 +133,8 @@ class Objective:
     trains: ClassVar[tuple[str, ...]] = ("both towers", "temperature")
 
     per_process: ClassVar[str] = ""
+    epochs: ClassVar[float] = 32
+    untrained: ClassVar[str] = ""
 
     heads: nn.Module | None = None
 
@@ -175,6 +179,10 @@ class Objective:
 
     def after_step(self, clip: CLIP) -> None:
         """After each update: clamps."""
+
+    def facts(self, clip: CLIP) -> list[tuple[str, str, str]]:
+        """What was gained and lost, of the finished CLIP: (what, its value, small print such as the value before)."""
+        return []
 
     @classmethod
     def requirements(cls) -> dict[str, Any]:
