@@ -7,7 +7,7 @@ DATA holds camvid/ and coco-mini/. "dense": the untrained segmenter, `dense_clip
 photos with `mini`, on scenes with the ConvNet and with `micro`, three seeds of scenes. Sizes are chosen on CamVid's
 training frames and on other scenes. "masks": true masks are named by pooling what one pass over the picture gives, or
 by cutting each out on a grey ground and encoding it; times are of 50 masks a picture, of processor time on one thread,
-taken in turns.
+taken in turns. "twice the size": the same at the size of pretraining and at twice that, by the ConvNet and by micro.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,17 +135,22 @@ Namer = Callable[[Image.Image, Masks], Tensor]
 
 def naming(clip: CLIP, records: SegmentRecords, namer: Namer) -> dict[str, float]:
     """Percent of true masks that get their name, and mIoU of what they paint."""
-    texts, right, scores = Vocabulary.of(clip, records.names), [], SemanticScores(len(records.names))
+    texts, right, things = Vocabulary.of(clip, records.names), [], []
+    scores = SemanticScores(len(records.names))
     for record in records:
         truth = record.segments()
         if not truth.labels:
             continue
         with torch.inference_mode():
             guess = clip.score(namer(record.picture(), truth.masks), texts.rows).argmax(1)
-        right += (guess == torch.tensor(truth.labels)).tolist()
+        hits = (guess == torch.tensor(truth.labels)).tolist()
+        right += hits
+        things += [hit for hit, label in zip(hits, truth.labels, strict=True) if records.things[label]]
         painted = np.array([*guess.tolist(), -1])[truth.owners()]
         scores.add(torch.from_numpy(painted), torch.from_numpy(truth.semantic()))
-    return {"accuracy": round(100 * statistics.mean(right), 2), "mIoU": round(100 * scores.miou, 2)}
+    found = {"accuracy": statistics.mean(right), "mIoU": scores.miou}
+    found |= {"things": statistics.mean(things)} if things else {}
+    return {name: round(100 * value, 2) for name, value in found.items()}
 
 
 def pieces(masks: Masks) -> Masks:
@@ -185,6 +191,37 @@ def masks_on(clip: CLIP, sizes: Sequence[int], chosen_on: SegmentRecords, tests:
         runs = [naming(clip, records, namer) for records in tests]
         result[name] = {k: summary([run[k] for run in runs]) for k in runs[0]}
     return result | times(clip, tests[0][:9], namers)
+
+
+# -- larger pictures than in pretraining ------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def patch_means(clip: CLIP, image: Image.Image, masks: Masks, size: int) -> Tensor:
+    """A ViT shown a square of `size`, its codes of places resized; the mean of each mask's patches: [N, D]."""
+    tower, look = deepcopy(clip.image), clip.preprocess
+    codes = tower.visual.positional_embedding
+    side = round((len(codes) - 1) ** 0.5)
+    grid = codes[1:].T.reshape(1, -1, side, side)
+    grown = F.interpolate(grid, scale_factor=size / look.size, mode="bicubic", antialias=True).flatten(2)[0].T
+    tower.visual.positional_embedding = torch.nn.Parameter(torch.cat([codes[:1], grown]))
+    dense = tower.dense(look.tensor(image.resize((size, size), RESAMPLING[look.interpolation]))[None])
+    shares = F.interpolate(torch.from_numpy(masks)[None].float(), dense.shape[1:3], mode="area")[0]
+    return torch.einsum("hwd,nhw->nd", F.normalize(dense[0], dim=-1), shares)
+
+
+def twice_the_size(conv: CLIP) -> dict:
+    """Percent of true things named right, at the size of pretraining and at twice that: scenes of one large thing."""
+    micro, result = diptych.load("micro"), {}
+    for clip, namer in ((conv, pooled), (micro, patch_means)):
+        for times_ in (1, 2):
+            size = times_ * clip.preprocess.size
+            runs = [
+                naming(clip, records, lambda image, masks, c=clip, n=namer, s=size: n(c, image, masks, s))["things"]
+                for records in drawn(ONE, 60)[1]
+            ]
+            result[f"{clip.name} at {size}"] = summary(runs)
+    return result
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -229,6 +266,7 @@ def parts(data: Path, conv: Path) -> dict[str, Callable[[], dict]]:
         "dense micro": lambda: dense_on(diptych.load("micro"), SIZES["micro"], *drawn(ONE, 40)),
         "masks camvid": lambda: masks_on(mini(), SIZES["camvid"], camvid(data, "train")[::4], [camvid(data, "test")]),
         "masks scenes": lambda: masks_on(scenes(), SIZES["scenes"], *drawn(SPEC, 40)),
+        "twice the size": lambda: twice_the_size(scenes()),
     }
 
 

@@ -25,6 +25,9 @@ VERBS = {
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),
+    "segment": ("diptych.comparison.segment", "segment"),
+    "fit_segmenter": ("diptych.comparison.segment", "fit_segmenter"),
+    "judge_segmenter": ("diptych.comparison.segment", "judge_segmenter"),
     "explain": ("diptych.comparison.explanations", "explain"),
     "probe": ("diptych.methods.probe.parts.run", "probe"),
     "export": ("diptych.core.export", "export"),
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from diptych.comparison.explanations import explain as explain
     from diptych.comparison.predict import predict as predict
     from diptych.comparison.run import compare as compare
+    from diptych.comparison.segment import fit_segmenter as fit_segmenter
+    from diptych.comparison.segment import judge_segmenter as judge_segmenter
+    from diptych.comparison.segment import segment as segment
     from diptych.core.classifier import Classifier as Classifier
     from diptych.core.clip import CLIP as CLIP
     from diptych.core.doctor import doctor as doctor

@@ -77,7 +77,7 @@ def test_a_table_has_the_worst_first_and_sets_the_broken_aside(diptych: Run, sce
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with (tmp_path / "captions.csv").open("a") as file:
         file.write("\nbroken.png,a red star\ns0.png,\nmissing.png,a blue star")
-    done = diptych("explain", "captions.csv", *MICRO, "--out", "run", "--top", "3")
+    done = diptych("explain", "captions.csv", *MICRO, "--out", "run", "--top", "3", "--rank", "measure")
     assert done.code == 0, done
     assert "3 could not be read" in done.err and "the worst 3 are shown" in done.out
     table = list(csv.DictReader(io.StringIO((tmp_path / "run" / "captions.csv").read_text())))
@@ -85,6 +85,8 @@ def test_a_table_has_the_worst_first_and_sets_the_broken_aside(diptych: Run, sce
     scores = [float(row["F-CLIPScore"]) for row in table if not row["error"]]
     assert len(scores) == 12 and scores == sorted(scores)
     assert {row["text"] for row in table[-2:]} == {"a red star", "a blue star"} and all(r["error"] for r in table[-2:])
+    by_clip = json.loads(diptych("explain", "captions.csv", *MICRO, "--json").out)["rows"]
+    assert [row["cosine"] for row in by_clip[:12]] == sorted(row["cosine"] for row in by_clip[:12])
     false = {row["text"] for row in table[:4]} - {record.text() for record in scenes}
     assert len(false) >= 3, "the false captions come first"
     page = (tmp_path / "run" / "report.html").read_text("utf-8")

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        goes_on = words[:1] and words[0] in verbs() and getattr(load(words[0]), "CONTINUES", False)
+        goes_on = words[:1] and words[0] in verbs() and continues(load(words[0]), words)
         return say("stopped; the same command continues where it was" if goes_on else "stopped", STOPPED)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
@@ -56,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         what = f"{type(error).__name__}: {error}"
         return say(f"error: this is a bug in diptych: {what}\nrun again with DIPTYCH_DEBUG=1 for the traceback", BUG)
+
+
+def continues(verb: ModuleType, words: Sequence[str]) -> bool:
+    """Whether the same words go on with stopped work: CONTINUES is True, or the option under which they do."""
+    said = getattr(verb, "CONTINUES", False)
+    return said in words if isinstance(said, str) else said
 
 
 def message_of(error: BaseException) -> str:
@@ -104,7 +110,8 @@ def verbs() -> list[str]:
 def load(name: str) -> ModuleType:
     """A verb: its docstring is its help; it has EXAMPLES, `options(parser)` and `run(given) -> exit code`.
 
-    PLACE: among the verbs of the overview. CONTINUES: whether the same command goes on with what was stopped.
+    PLACE: among the verbs of the overview. CONTINUES: whether the same command goes on with what was stopped, or the
+    option under which it does.
     """
     return importlib.import_module(f"diptych.cli.verbs.{name}")
 

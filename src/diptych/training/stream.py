@@ -20,6 +20,7 @@ from diptych.comparison.folder import RunFolder
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
 from diptych.core.forms import YES, forms
+from diptych.core.fresh import is_architecture
 from diptych.core.save import save
 from diptych.data.pairs import read_pairs
 from diptych.errors import DiptychError, nearest
@@ -28,12 +29,13 @@ from diptych.methods.continual.parts.learner import Learner, Session, SessionRec
 from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.parts.objective import Batch, Objective, PairsLike
 from diptych.metrics import drift
+from diptych.training.base import open_model
 from diptych.training.batches import Batches, Order
 from diptych.training.card import write_card
 from diptych.training.folder import TrainingFolder
 from diptych.training.held_out import Embedded, HeldOut, hold_out
 from diptych.training.plan import Plan, changed
-from diptych.training.run import Row, Run, digest, is_architecture, open_model, to
+from diptych.training.run import Row, Run, digest, to
 
 Say = Callable[[str], None]
 Progress = Callable[[Row, Plan], None]

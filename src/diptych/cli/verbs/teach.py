@@ -1,4 +1,4 @@
-"""Teach a CLIP one data set after the other, and see what it keeps of the earlier ones.
+"""Teach a CLIP one data set after the other; see what it forgets.
 
 SYSTEM is a continual method (mod_x, replay, ...), or several with commas between, or all: then one report compares
 them. Each --data is a session, in this order: shards, a folder of pictures with texts beside them, a table, a dataset

@@ -85,6 +85,7 @@ class FCClip(Segmenter):
         "encoder_layers": 2, "encoder_inner": 256, "samples": 1024, "steps": 1000, "batch": 4, "rate": 5e-4,
         "clip": 1.0,
     }  # fmt: skip
+    at_test = ("alpha", "beta", "valid", "size", "longest")
     pyramid: Pyramid
 
     def fit(

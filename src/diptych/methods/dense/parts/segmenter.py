@@ -4,8 +4,8 @@ Shapes: Q masks of a picture, K classes, H x W pixels.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from diptych.core.classifier import Base
 from diptych.core.clip import CLIP
-from diptych.core.load import load as load_clip
-from diptych.errors import DiptychError, Unsupported
+from diptych.errors import DiptychError, Unsupported, nearest
 from diptych.files import atomic
+from diptych.methods.adapt.parts.adapter import parse
 
 FORMAT = 1
 FEW = 5000  # pictures: below, the published schedules would see each of them thousands of times
@@ -144,7 +144,8 @@ class Segmenter:
     """One system. A subclass in `methods/dense/<system>.py`, named by its file, with a frozen Config.
 
     needs: in words, what `fit` asks for; trains: what it trains; `module` holds that, None before `fit` and where
-    nothing is trained. small: settings for hundreds of pictures and one machine, in place of the published ones.
+    nothing is trained. small: settings for hundreds of pictures and one machine, in place of the published ones;
+    at_test: settings that may change after the fit.
     names: the classes it was fitted on; set_aside: pictures of the fit that cannot be read, with the reason.
     """
 
@@ -152,6 +153,7 @@ class Segmenter:
     needs: ClassVar[str] = "pictures with masks"
     trains: ClassVar[tuple[str, ...]] = ()
     small: ClassVar[dict[str, Any]] = {}
+    at_test: ClassVar[tuple[str, ...]] = ()
 
     clip: CLIP
     module: nn.Module | None = None
@@ -204,6 +206,17 @@ class Segmenter:
         """
         raise NotImplementedError
 
+    def changed(self, settings: Mapping[str, str]) -> "Segmenter":
+        """Itself with other settings; once fitted, of those in `at_test`. Raises DiptychError naming the valid ones."""
+        known = self.at_test if self.module is not None else [f.name for f in fields(self.config)]
+        for name in settings:
+            if name not in known:
+                after = " after the fit" if self.module is not None else ""
+                raise DiptychError(f'{self.system()} has no setting "{name}"{after}{nearest(name, known)}')
+        new = {k: parse(v, getattr(self.config, k), f"{self.system()}.{k}") for k, v in settings.items()}
+        self.config = replace(self.config, **new)
+        return self
+
     def restore(self, clip: CLIP, names: tuple[str, ...]) -> nn.Module:
         """The trained module for `load` to fill, as `fit` on these classes makes it."""
         raise NotImplementedError
@@ -223,13 +236,16 @@ class Segmenter:
         return path
 
 
-def load_segmenter(path: str | Path, clip: CLIP | None = None, model: str | None = None) -> Segmenter:
+def load_segmenter(
+    path: str | Path, clip: CLIP | None = None, model: str | None = None, device: str | None = None
+) -> Segmenter:
     """Read what `Segmenter.save` wrote. clip: the base model, or `model`, what `load` opens; else what the file names.
 
     Raises DiptychError for another file, a damaged one, and another base model. Nothing is unpickled.
     """
     from safetensors import SafetensorError, safe_open
 
+    from diptych.core.load import load
     from diptych.methods.discover import find
 
     path = Path(path)
@@ -246,7 +262,7 @@ def load_segmenter(path: str | Path, clip: CLIP | None = None, model: str | None
         segmenter: Segmenter = declared(declared.Config(**config))
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise DiptychError(f"{path} is not a segmenter saved by diptych, or is damaged ({error})") from error
-    clip = clip if clip is not None else load_clip(model or base.source)
+    clip = clip if clip is not None else load(model or base.source, device)
     if clip.fingerprint != base.fingerprint:
         same = clip.source == base.source
         raise DiptychError(

@@ -294,7 +294,7 @@ def measured_factors(data: Data) -> dict[str, tuple[str, ...]]:
         if values.max() - values.min() < 1e-6 or low == high:
             continue
         for record, value in zip(data.records, values, strict=True):
-            found[record.id] += [pair[0]] * (value <= low) + [pair[1]] * (value >= high)
+            found[record.id] += [pair[0]] * bool(value <= low) + [pair[1]] * bool(value >= high)
     return {one: tuple(tags) for one, tags in found.items()}
 
 
