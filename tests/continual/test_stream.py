@@ -152,7 +152,8 @@ def test_kill_9_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path):
     out = tmp_path / "out"
-    diptych.teach("fine_tune", [world()], model=make_clip(), out=out, **QUICK)
+    diptych.teach("fine_tune", {"a/b": world()}, model=make_clip(), out=out, **QUICK)
+    assert (out / "sessions" / "01-a-b").is_dir()
     with pytest.raises(DiptychError, match="holds another run"):
         diptych.teach("fine_tune", [world()], model=make_clip(), out=out, **QUICK | {"steps": 4})
 
@@ -169,6 +170,9 @@ def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path):
 def test_mistakes_are_found_before_anything_is_written(said: str, given: dict, tmp_path: Path):
     with pytest.raises(DiptychError, match=said):
         diptych.teach("mod_x", [world()], model=make_clip(), out=tmp_path / "out", **{**QUICK, **given})
+    for data, words in (("scenes:9", "as a list"), ([], "at least one session")):
+        with pytest.raises(DiptychError, match=words):
+            diptych.teach("mod_x", data, model=make_clip(), out=tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
 
 
