@@ -70,7 +70,7 @@ ARMS = [
 TEMPLATE = "a photo of a {}."
 BASE = {"epochs": 0, "batch": 16, "jitter": 0.0, "grey": 0.0, "template": TEMPLATE, "warmup": 0}
 STEPS = 40
-RATES = {"both": 2e-4, "image": 2e-4, "text": 2e-4, "prompts": 2e-2}
+RATES = {"both": 2e-4, "image": 2e-4, "text": 2e-4, "prompts": 8e-3}
 
 
 class Clips:
