@@ -90,8 +90,10 @@ class Data:
 
     @property
     def hash(self) -> str:
-        rows = sorted(f"{self.digests[r.id]} {r.label}" for r in self.records)
-        return hashlib.sha256("\n".join([*rows, *self.names]).encode()).hexdigest()
+        """Of all that a figure depends on: pictures, labels, words, and what is known of each."""
+        known = (self.factors, self.textures)
+        rows = sorted(f"{self.digests[r.id]} {r.label} {[k.get(r.id) for k in known]}" for r in self.records)
+        return hashlib.sha256("\n".join([*rows, *self.names, *(self.templates or ())]).encode()).hexdigest()
 
 
 # -- from what a user has ----------------------------------------------------------------------------------------------
