@@ -27,7 +27,7 @@ from diptych.errors import DiptychError, nearest
 TURNED = 45.0  # degrees from upright, beyond which a thing counts as turned
 SEEN = 0.8  # share of a thing that is seen, below which the view counts as partial
 FIFTH = 0.2  # of the pictures, at both ends of what is measured of them
-TRIAL = SceneSpec(counts=(1,), textures=("solid", "striped", "dotted", "checked"), turn=180.0)
+TRIAL = SceneSpec(counts=(1,), textures=("solid", "striped", "dotted", "checked"), turn=60.0)
 
 
 @dataclass(frozen=True)
