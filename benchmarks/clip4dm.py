@@ -196,6 +196,20 @@ def calibration(scored: Sequence[Scored], share: float = 0.05) -> float:
     return min(0.0, sorted(min(one.judged) for one in scored)[int(share * len(scored))])
 
 
+def evidence(cases: Sequence[Case], scored: dict[tuple[int, str], Scored]) -> dict[str, dict[str, float]]:
+    """What speaks against true and false captions (the sum below 0), and their cosines: means, and spread of the true."""
+    sides = {
+        "true": [scored[case.picture, case.true] for case in cases],
+        "false": [scored[case.picture, case.false] for case in cases],
+    }
+    found = {}
+    for name, of in {"n": lambda one: judge(one.judged, "threshold", 0.0)[1], "cosine": lambda one: one.cosine}.items():
+        values = {side: [of(one) for one in every] for side, every in sides.items()}
+        means = {side: statistics.mean(every) for side, every in values.items()}
+        found[name] = means | {"spread of the true": statistics.stdev(values["true"])}
+    return found
+
+
 def flagged_foils(cases: Sequence[Case], scored: dict[tuple[int, str], Scored], eps: float) -> dict[str, float]:
     """Of false captions: with any flag, and with the false word flagged."""
     one = [scored[case.picture, case.false] for case in cases]
@@ -244,9 +258,9 @@ def scenes(seed: int, spec: SceneSpec) -> dict[str, Any]:
         "flagged, matched": flags(own, eps),
         "flagged, false": flagged_foils(singles, scored, eps),
         "flagged, published eps, matched": flags(own, config.eps),
+        "against": evidence(singles, scored),
         "captions of other scenes": others_captions(clip, records, targets, config, eps),
-        "map": pointing(clip, records),
-    }
+    } | ({"map": pointing(clip, records)} if spec.copies == (1,) else {})  # a phrase then has one place
 
 
 def others_captions(
@@ -351,21 +365,26 @@ class Photos:
                     )
 
 
-def coco(seed: int, root: Path) -> dict[str, Any]:
-    clip, config = diptych.load("mini", "cpu"), Config()
-    photos = Photos.read(root)
-    names = sorted(photos.captions)
-    with torch.no_grad():
-        pixels = [clip.preprocess(open_picture(photos.files[name])) for name in names]
-        rows = torch.cat([unit(clip.encode_image(torch.stack(pixels[i : i + 16]))) for i in range(0, len(pixels), 16)])
-    targets = dict(zip(names, rows, strict=True))
-    cases = list(photos.cases(seed))
-    scored = {}
-    for name in names:
+def coco(seed: int, root: Path, kept: Path, most: int) -> dict[str, Any] | None:
+    """Scores of photos are kept in a file, at most `most` are made now; None while some are still to be made."""
+    photos, scored = Photos.read(root), {}
+    names, cases, config = sorted(photos.captions), list(photos.cases(seed)), Config()
+    clip = diptych.load("mini", "cpu")
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    for line in lines:
+        name, found = json.loads(line)
+        scored |= {(name, one["text"]): Scored(**one) for one in found}
+    for name in names[len(lines) : len(lines) + most]:
+        with torch.no_grad():
+            target = unit(clip.encode_image(clip.preprocess(open_picture(photos.files[name]))[None]))[0]
         false = list(dict.fromkeys(case.false for case in cases if case.picture == name))
-        for texts, others in ((photos.captions[name], False), (false, True)):
-            if texts:
-                scored |= {(name, one.text): one for one in score(clip, texts, targets[name], config, others)}
+        found = score(clip, photos.captions[name], target, config, others=False)
+        found += score(clip, false, target, config) if false else []
+        scored |= {(name, one.text): one for one in found}
+        with kept.open("a") as file:
+            file.write(json.dumps([name, [vars(one) for one in found]]) + "\n")
+    if len(lines) + most < len(names):
+        return None
     half = set(random.Random(1000 + seed).sample(names, len(names) // 2))
     own = {
         side: [scored[n, c] for n in names if (n in half) == side for c in photos.captions[n]] for side in (True, False)
@@ -379,6 +398,7 @@ def coco(seed: int, root: Path) -> dict[str, Any]:
         "flagged, matched": flags(own[False], eps),
         "flagged, false": flagged_foils(held, scored, eps),
         "flagged, published eps, matched": flags(own[False], config.eps),
+        "against": evidence(cases, scored),
         "examples": [example(case, scored[case.picture, case.false]) for case in cases[::60]],
     }
 
@@ -441,13 +461,18 @@ def main() -> None:
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--most", type=int, default=1000, help="photos of COCO scored now; the same words go on")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.part != "report":
         if given.part == "coco":
-            made = coco(given.seed, given.data / "coco-mini")
+            kept = given.folder / f"coco-{given.seed}.jsonl"
+            made = coco(given.seed, given.data / "coco-mini", kept, given.most)
+            if made is None:
+                print("not all photos are scored yet: the same words go on")
+                return
         elif given.part == "speed":
             made = speed(given.seed)
         else:

@@ -161,6 +161,16 @@ def test_bad_input_is_one_message(diptych: Run, scenes: list[Any], tmp_path: Pat
     assert sorted(tmp_path.iterdir()) == before, "nothing is left behind"
 
 
+def test_a_text_that_is_cut_is_said_to_be(diptych: Run, scenes: list[Any], tmp_path: Path):
+    long = "a red star " * 40
+    one = diptych("explain", "s0.png", long, *MICRO)
+    assert one.code == 0 and "longer than micro reads; not read: " in one.err and "not read  star" in one.out
+    (tmp_path / "long.csv").write_text(f"image,caption\ns0.png,{long}\ns1.png,a red star\n")
+    many = diptych("explain", "long.csv", *MICRO, "--out", "run")
+    assert many.code == 0 and "1 of them are longer than micro reads" in many.err
+    assert "longer than the model reads" in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
 def test_a_model_without_text_attention_is_refused_with_the_reason(diptych: Run, scenes: list[Any]):
     done = diptych("explain", "s0.png", "a red star")  # the fake that stands for mini
     assert done.code == 2 and "has none to be read" in done.err and "micro" in done.err

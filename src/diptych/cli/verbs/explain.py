@@ -175,3 +175,6 @@ def show_many(made: "Explanations", console: "Console", top: int) -> None:
     console.print(
         f"{flagged} of {len(read)} captions have words that do not fit; the worst {min(top, len(read))} are shown"
     )
+    cut = sum(bool(row.scores and row.scores.unread) for row in read)
+    if cut:
+        print(f"{cut} of them are longer than {made.model} reads: their last words were not read", file=sys.stderr)

@@ -43,8 +43,9 @@ class PairsLike(Protocol):
 class HeldLike(Protocol):
     """Pairs that were held out. `training.held_out.HeldOut` is one."""
 
-    def embed(self, clip: CLIP, /) -> Any:
-        """Their pictures, their texts and which belong together (`training.held_out.Embedded`)."""
+    def embed(self, clip: CLIP, /, *, said: Callable[[str], str] = ...) -> Any:
+        """Their pictures, their texts and which belong together (`training.held_out.Embedded`); said: what is read of
+        a text."""
         ...
 
 

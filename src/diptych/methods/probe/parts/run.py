@@ -71,6 +71,7 @@ def probe(
         **{role: open_role(made, role, one, main) for role, one in given.items() if role != "data"},
     }
     identity = {
+        "format": 1,
         "system": system,
         "config": {name: list(v) if isinstance(v, tuple) else v for name, v in vars(made.config).items()},
         "models": {m.name: [m.clip.fingerprint, classifier_hash(m.classifier), dict(m.tags)] for m in opened},
