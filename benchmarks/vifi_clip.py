@@ -1,10 +1,9 @@
 """Videos by the mean of their frames: what ViFi-CLIP learns on moving scenes, and what a mean cannot learn.
 
-    OMP_NUM_THREADS=1 python benchmarks/vifi_clip.py --only glimpse --seed 0 --keep parts     # a world and seed a job
-    python benchmarks/vifi_clip.py --keep parts --write                                       # all of them together
-    python benchmarks/vifi_clip.py --real folder --write                                      # a clip and its texts
+    OMP_NUM_THREADS=1 python benchmarks/vifi_clip.py --arm "turns both" --seed 0 --keep parts     # one fit
+    python benchmarks/vifi_clip.py --keep parts --long --real FOLDER --write    # all of them together, and real clips
 
-Clips of four frames of 64 pixels, drawn as sketches, a style that the model, `micro`, never saw. Worlds:
+Clips of four frames of 64 pixels, drawn as sketches (glimpse: with noise), which the model, `micro`, never saw. Worlds:
 
 - glimpse (appearance): 20 classes, five shapes in four colours; the thing is in the first or the last two of the four
   frames, and the others are empty.
@@ -13,12 +12,13 @@ Clips of four frames of 64 pixels, drawn as sketches, a style that the model, `m
 - jumps: a thing jumps sideways, up and down, or from corner to corner; each frame alone says nothing.
 - ways (a control): a thing moves left or right. The frames of one class, in another order, are those of the other.
 
-Base-to-novel: fitted on 16 clips of each of the first half of the classes, judged on these and, by name, on the others,
-each among themselves; HM is the harmonic mean. Few-shot: 4 clips of each class. `one frame` is the same training, the
-same number of steps, on one frame a clip: at random in training, the middle one in the test. Bridge: the base fit of
-glimpse; prompts are then learned on 4 clips of each of the other classes, with and without it.
+Base-to-novel: fitted on 16 clips of each of half of the classes, judged on these and, by name, on the others, each
+among themselves; HM is their harmonic mean. Few-shot: 4 clips of each class. `one frame` is the same training, the same
+number of steps, on one frame a clip: at random in training, the middle one in the test. Bridge: `many both`, run first
+and once, on 4 clips of each of the 91 pairs of 14 other things; prompts are then learned on 4 clips of each class of
+turns, with and without it.
 
-Everything is 80 steps of 16 clips, colours as drawn and nothing flipped; rates were chosen on seed 100, other scenes.
+Everything is 40 steps of 16 clips (the bridge 120), colours as drawn and nothing flipped; rates are from seed 100.
 Mean and standard deviation over seeds: other scenes, other shots.
 """
 
@@ -56,11 +56,23 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "vifi_clip.json"
 SHAPES, COLOURS = ("circle", "triangle", "star", "ring", "arrow"), ("red", "yellow", "blue", "black")
 SKETCH = SceneSpec(shapes=SHAPES, colours=COLOURS, counts=(1,), sizes=("large",), styles=("sketch",))
 THINGS = ("red circle", "blue circle", "yellow star", "black star", "red ring", "blue triangle")
-FRAMES, TEST = 4, 20
+FRAMES = 4
+SHOTS = {  # base clips a class, clips a class of few shots, test clips a class
+    "glimpse": (16, 4, 16),
+    "turns": (16, 4, 20),
+    "jumps": (64, 64, 100),
+    "ways": (64, 64, 200),
+    "many": (4, 4, 1),
+}
+ARMS = [
+    *(f"glimpse {arm}" for arm in ("zero-shot", "both", "both one frame", "few", "few one frame")),
+    *(f"turns {arm}" for arm in ("zero-shot", "both", "image", "text", "both one frame", "few", "few one frame")),
+    "turns prompts", "turns bridge and prompts", "jumps both", "ways both",
+]  # fmt: skip
 TEMPLATE = "a photo of a {}."
 BASE = {"epochs": 0, "batch": 16, "jitter": 0.0, "grey": 0.0, "template": TEMPLATE, "warmup": 0}
-STEPS = 80
-RATES = {"both": 1e-4, "image": 1e-4, "text": 1e-4, "prompts": 2e-2}
+STEPS, BRIDGE_STEPS = 40, 120
+RATES = {"both": 2e-4, "image": 2e-4, "text": 2e-4, "prompts": 8e-3}
 
 
 class Clips:
@@ -68,7 +80,7 @@ class Clips:
 
     def __init__(self, videos: Sequence[np.ndarray], labels: Sequence[str], frames: int = FRAMES) -> None:
         clip = diptych.load("micro")
-        stacked = np.stack(videos)  # [N, T, H, W, 3] uint8
+        self.drawn = stacked = np.stack(videos)  # [N, T, H, W, 3] uint8
         pixels = torch.from_numpy(stacked).permute(0, 1, 4, 2, 3).contiguous()
         self.videos = torch.stack([clip.preprocess.normalise(video) for video in pixels])
         self.labels, self.frames = list(labels), frames
@@ -110,13 +122,23 @@ class Clips:
 # -- the worlds ------------------------------------------------------------------------------------------------------
 
 
-def clips(motions: tuple[str, ...], seed: int, frames: int = FRAMES) -> MovingScenes:
-    return MovingScenes(MotionSpec(SKETCH, motions, frames=frames), 1 << 30, seed)
+def clips(motions: tuple[str, ...], seed: int, frames: int = FRAMES, style: str = "sketch") -> MovingScenes:
+    return MovingScenes(MotionSpec(replace(SKETCH, styles=(style,)), motions, frames=frames), 1 << 30, seed)
 
 
 def named(record: MovingRecord) -> str:
     thing = record.scenes[0].things[0]
     return f"{thing.colour} {thing.shape}"
+
+
+def drawn(make: Callable[[int, int], Clips], seed: int, each: int, keep: Path) -> Clips:
+    """The clips of a world, drawn once for all its arms."""
+    file = keep / f"{make.__name__}-{seed}-{each}.npz"
+    if not file.exists():
+        clips = make(seed, each)
+        np.savez_compressed(file, videos=clips.drawn, labels=np.array(clips.labels))
+    with np.load(file) as found:
+        return Clips(found["videos"], found["labels"].tolist())
 
 
 def collect(scenes: MovingScenes, label: Callable[[MovingRecord], str], each: int, classes: int) -> Clips:
@@ -133,13 +155,13 @@ def collect(scenes: MovingScenes, label: Callable[[MovingRecord], str], each: in
 
 
 def glimpse(seed: int, each: int) -> Clips:
-    return collect(clips(("appear", "vanish"), seed), named, each, 20)
+    return collect(clips(("appear", "vanish"), seed, style="noisy"), named, each, 20)
 
 
-def turns(seed: int, each: int) -> Clips:
+def turns(seed: int, each: int, things: Sequence[str] = THINGS) -> Clips:
     """Two still clips of half the frames, one after the other."""
-    need = each * (len(THINGS) - 1)
-    halves: dict[str, list[np.ndarray]] = {thing: [] for thing in THINGS}
+    need = each * (len(things) - 1)
+    halves: dict[str, list[np.ndarray]] = {thing: [] for thing in things}
     for record in clips(("still",), seed, FRAMES // 2):
         if (thing := named(record)) in halves and len(halves[thing]) < need:
             halves[thing].append(record.frames)
@@ -147,12 +169,17 @@ def turns(seed: int, each: int) -> Clips:
             break
     rng, videos, labels = np.random.default_rng(seed), [], []
     for i in range(each):
-        for a, b in itertools.combinations(THINGS, 2):
+        for a, b in itertools.combinations(things, 2):
             parts = [halves[a].pop(), halves[b].pop()]
             videos.append(np.concatenate(parts if rng.random() < 0.5 else parts[::-1]))
             labels.append(f"{a} and a {b}")
         del i
     return Clips(videos, labels)
+
+
+def many(seed: int, each: int) -> Clips:
+    """The 91 pairs of all things that `turns` has not."""
+    return turns(seed, each, [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in THINGS])
 
 
 def jumps(seed: int, each: int) -> Clips:
@@ -183,85 +210,50 @@ def zero_shot(clip: CLIP, support: Support) -> Classifier:
     return ZeroShot().fit(clip, replace(support, templates=(TEMPLATE,)))
 
 
-def halves(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Every other one of the sorted names: base and novel share colours and shapes, not their combinations."""
-    return list(names[::2]), list(names[1::2])
+def halves(world: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Base and novel: every other of the pairs, a chance half of the things; both have all that the other has."""
+    if world == "turns":
+        return list(names[::2]), list(names[1::2])
+    order = np.random.default_rng(0).permutation(len(names))
+    base = set(order[: (len(names) + 1) // 2].tolist())
+    return [n for i, n in enumerate(names) if i in base], [n for i, n in enumerate(names) if i not in base]
 
 
-def base_to_novel(clip: CLIP, train: Clips, test: Clips, seed: int, tunes: Sequence[str]) -> tuple[dict, Classifier]:
-    names = sorted(set(train.labels))
-    base, novel = halves(names)
-    found: dict[str, Any] = {}
-    kept = None
-    arms = [(tune, FRAMES) for tune in tunes] + [("both", 1)]
-    for frames in (FRAMES, 1):
-        source = test.only(frames)
-        plain = {k: zero_shot(clip, source.support(part, TEST, seed)) for k, part in (("base", base), ("novel", novel))}
-        scores = {
-            k: right(plain[k], clip, source.support(part, TEST, seed)) for k, part in (("base", base), ("novel", novel))
-        }
-        found[f"zero-shot{' one frame' if frames == 1 else ''}"] = with_mean(scores)
-    for tune, frames in arms:
-        fitted = fit(clip, train.only(frames).support(base, 16, seed), tune)
-        source = test.only(frames)
-        renamed = fitted.with_names(clip, novel)
-        scores = {"base": right(fitted, clip, source.support(base, TEST, seed))}
-        scores["novel"] = right(renamed, clip, source.support(novel, TEST, seed))
-        found[f"{tune}{' one frame' if frames == 1 else ''}"] = with_mean(scores)
-        kept = kept or fitted
-    assert kept is not None
-    return found, kept
-
-
-def with_mean(scores: dict[str, float]) -> dict[str, float]:
-    a, b = scores["base"], scores["novel"]
-    return {**scores, "HM": 2 * a * b / max(a + b, 1e-9)}
-
-
-def few_shot(clip: CLIP, train: Clips, test: Clips, seed: int) -> dict[str, float]:
-    names = sorted(set(train.labels))
-    found = {}
-    for frames in (FRAMES, 1):
-        word = " one frame" if frames == 1 else ""
-        asked = test.only(frames).support(names, TEST, seed)
-        found[f"zero-shot{word}"] = right(zero_shot(clip, asked), clip, asked)
-        found[f"both{word}"] = right(fit(clip, train.only(frames).support(names, 4, seed), "both"), clip, asked)
-    return found
-
-
-def measure(world: str, seed: int) -> dict[str, Any]:
+def arm_of(world: str, arm: str, seed: int, keep: Path) -> dict[str, Any]:
+    """One fit and what it reaches, in percent right. The base fit of a world is kept, for prompts to start from."""
     clip, start = diptych.load("micro"), time.process_time()
-    many = 16 if world in ("glimpse", "turns") else 64
-    make = {"glimpse": glimpse, "turns": turns, "jumps": jumps, "ways": ways}[world]
-    train, test = make(2 * seed, many), make(2 * seed + 1, TEST if many == 16 else 200)
-    found: dict[str, Any] = {}
-    if world in ("glimpse", "turns"):
-        tunes = ("both", "image", "text") if world == "glimpse" else ("both",)
-        found["base to novel"], bridge = base_to_novel(clip, train, test, seed, tunes)
-        found["few shots"] = few_shot(clip, train, test, seed)
-        if world == "glimpse":
-            found["4 shots of other classes"] = prompted(clip, train, test, seed, bridge)
+    shots, few, each = SHOTS[world]
+    make = {"glimpse": glimpse, "turns": turns, "jumps": jumps, "ways": ways, "many": many}[world]
+    train, test = (drawn(make, 2 * seed + i, count, keep) for i, count in enumerate((shots, each)))
+    names = sorted(set(train.labels))
+    base, novel = halves(world, names)
+    frames = 1 if "one frame" in arm else FRAMES
+    train, test = train.only(frames), test.only(frames)
+    tune = next((t for t in ("image", "text", "prompts") if t in arm), "both")
+    bridge = keep / "bridge.safetensors"
+
+    def score(fitted: Classifier, part: Sequence[str]) -> float:
+        return right(fitted, clip, test.support(part, each, seed))
+
+    found: dict[str, float] = {}
+    if "zero-shot" in arm:
+        parts = {"base": base, "novel": novel, "all": names}
+        found = {key: score(zero_shot(clip, test.support(part, each, seed)), part) for key, part in parts.items()}
+    elif world == "many":
+        fit(clip, train.support(names, shots, seed), tune, steps=BRIDGE_STEPS).save(bridge)
+    elif tune == "prompts":
+        first = str(bridge) if "bridge" in arm else ""
+        if first:
+            found["bridge alone"] = score(Classifier.load(first).with_names(clip, names), names)
+        found["all"] = score(fit(clip, train.support(names, few, seed), tune, bridge=first), names)
+    elif "few" in arm or world in ("jumps", "ways"):
+        found["all"] = score(fit(clip, train.support(names, few, seed), tune), names)
     else:
-        names = sorted(set(train.labels))
-        for frames in (FRAMES, 1):
-            asked = test.only(frames).support(names, 200, seed)
-            fitted = fit(clip, train.only(frames).support(names, many, seed), "both")
-            found["both" if frames > 1 else "both one frame"] = right(fitted, clip, asked)
-        found["test clips"] = len(names) * 200
+        fitted = fit(clip, train.support(base, shots, seed), tune)
+        found = {"base": score(fitted, base), "novel": score(fitted.with_names(clip, novel), novel)}
+    if {"base", "novel"} <= set(found):
+        found["HM"] = 2 * found["base"] * found["novel"] / max(found["base"] + found["novel"], 1e-9)
     return {**found, "seconds": time.process_time() - start}
-
-
-def prompted(clip: CLIP, train: Clips, test: Clips, seed: int, bridge: Classifier) -> dict[str, float]:
-    import tempfile
-
-    _, novel = halves(sorted(set(train.labels)))
-    shots, asked = train.support(novel, 4, seed), test.support(novel, TEST, seed)
-    found = {"bridge alone": right(bridge.with_names(clip, novel), clip, asked)}
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(bridge.save(Path(folder) / "bridge.safetensors"))
-        for name, start in (("prompts", ""), ("bridge and prompts", file)):
-            found[name] = right(fit(clip, shots, "prompts", bridge=start), clip, asked)
-    return found
 
 
 def real(folder: Path) -> dict[str, Any]:
@@ -283,6 +275,45 @@ def real(folder: Path) -> dict[str, Any]:
     return found
 
 
+def ten_hours() -> dict[str, float]:
+    """Processor time and growth of memory for 8 frames of a file of ten hours, and for all of its frames."""
+    import resource
+    import tempfile
+    from fractions import Fraction
+
+    import av
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "day.mp4")
+        with av.open(path, "w") as out:
+            stream = out.add_stream("libx264", rate=Fraction(1))
+            stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+            stream.options = {"preset": "ultrafast"}
+            for i in range(36_000):
+                frame = av.VideoFrame.from_ndarray(np.full((96, 128, 3), i % 251, np.uint8), format="rgb24")
+                frame.pts = i
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.process_time()
+        found = read_frames(path, 8, lambda image: np.asarray(image).mean())
+        few = time.process_time() - start
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.process_time()
+        with av.open(path) as file:
+            seen = [frame.to_ndarray(format="rgb24").mean() for frame in file.decode(video=0)]
+        every = time.process_time() - start
+    expected = [seen[2250 + 4500 * k] for k in range(8)]
+    assert found == expected, (found, expected)
+    ratio = round(every / few, 1)
+    return {
+        "seconds": round(few, 3),
+        "seconds_all": round(every, 1),
+        "times": ratio,
+        "grown_mb": (after - before) / 1024,
+    }
+
+
 def together(parts: Sequence[dict[str, Any]]) -> Any:
     """Mean and spread of each figure over the seeds."""
     first = parts[0]
@@ -295,24 +326,28 @@ def together(parts: Sequence[dict[str, Any]]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("glimpse", "turns", "jumps", "ways"))
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--keep", type=Path, default=Path("vifi-parts"), help="a file for each world and seed")
+    parser.add_argument("--arm", choices=[*ARMS, "many both"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path("vifi-parts"), help="a file for each arm and seed")
     parser.add_argument("--real", type=Path, help="a folder of clips with candidates.json")
+    parser.add_argument("--long", action="store_true", help="a file of ten hours")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.keep.mkdir(parents=True, exist_ok=True)
-    if given.only:
-        found = measure(given.only, given.seed or 0)
-        print(json.dumps(found, indent=1))
-        write_atomically(given.keep / f"{given.only}-{given.seed or 0}.json", json.dumps(found).encode())
+    if given.arm:
+        world, _, arm = given.arm.partition(" ")
+        found = arm_of(world, arm, given.seed, given.keep)
+        print(given.arm, given.seed, json.dumps(found), flush=True)
+        write_atomically(given.keep / f"{given.arm}-{given.seed}.json", json.dumps(found).encode())
         return
     result: dict[str, Any] = {}
-    for world in ("glimpse", "turns", "jumps", "ways"):
-        files = sorted(given.keep.glob(f"{world}-[0-9].json"))
-        if files:
-            result[world] = together([json.loads(file.read_text()) for file in files])
+    for arm in ARMS:
+        files = [given.keep / f"{arm}-{seed}.json" for seed in range(3)]
+        if all(file.exists() for file in files):
+            result[arm] = together([json.loads(file.read_text()) for file in files])
+    if given.long:
+        result["ten hours"] = ten_hours()
     if given.real:
         result["real clip"] = real(given.real)
     print(json.dumps(result, indent=1))

@@ -96,6 +96,15 @@ def test_words_never_train(clip: CLIP) -> None:
     assert set(only_text) == {key for key in learned if key.startswith("text")}
 
 
+def test_what_a_tower_does_not_use_is_left_alone() -> None:
+    """A BERT has a pooler, which the mean of its tokens never meets."""
+    clip = bert_clip()
+    fitted = fit(clip, support_of(torch.randn(4, 2, 3, 16, 16), [0, 1, 0, 1], ("cat", "dog")), epochs=1, **PLAIN)
+    weights = fitted.edits.of("text").weights
+    assert weights and not any("pooler" in name for name in weights)
+    assert any("pooler" in name for name, _ in clip.text.named_parameters())
+
+
 def test_prompts_stand_where_the_paper_puts_them() -> None:
     """Texts: after the start, replaced by block; pictures: at the end, without position, before the first norm."""
     clip = tiny_clip()

@@ -23,7 +23,7 @@ from diptych.core.clip import CLIP
 from diptych.core.edits import Edits, TowerEdits
 from diptych.core.heads import TextRows
 from diptych.core.text import TextRecipe, class_tokens
-from diptych.core.tower import Prompt
+from diptych.core.tower import Prompt, Tokens
 from diptych.data.support import Support
 from diptych.engine.loop import Cosine, Optimiser, train
 from diptych.errors import DiptychError, nearest
@@ -95,6 +95,7 @@ class ViFiCLIP(Adapter):
         bridge, log_scale = bridged(clip, config.bridge)
         learned = start(clip, bridge, log_scale, config, support.seed)
         tokens = class_tokens(clip, support.names, recipe.templates[0]).to(clip.device)
+        learned = reached(clip, bridge, learned, tokens.take(slice(1)), support.pixels(clip, [0]))
         classes, labels = len(support.names), support.labels.to(clip.device)
         batches = Batches(support, config.batch)
         fixed = None if "text" in TOWERS[config.tune] else text_rows(clip, bridge, tokens)
@@ -177,6 +178,15 @@ def start(clip: CLIP, bridge: Edits, log_scale: Tensor, config: Config, seed: in
     return {name: tensor.requires_grad_() for name, tensor in learned.items()}
 
 
+def reached(clip: CLIP, bridge: Edits, learned: dict[str, Tensor], text: Tokens, video: Tensor) -> dict[str, Tensor]:
+    """Without what the embeddings are not made of, such as the pooler of a BERT whose tokens are averaged."""
+    tuned = clip.edited(edits_of(bridge, learned))
+    embeddings = torch.cat([tuned.encode_tokens(text), tuned.encode_image(video)])
+    gradients = torch.autograd.grad(embeddings.sum(), list(learned.values()), allow_unused=True)
+    kept = dict(zip(learned, gradients, strict=True))
+    return {name: t for name, t in learned.items() if kept[name] is not None or name == "temperature"}
+
+
 def word_table(clip: CLIP) -> str | None:
     """The parameter whose rows are the words' embeddings: it is never trained, so that unseen words stay."""
     ids = torch.arange(2, 6, device=clip.device)
@@ -211,7 +221,7 @@ def scale_of(learned: dict[str, Tensor], log_scale: Tensor) -> Tensor:
     return learned.get("temperature", log_scale).exp()
 
 
-def text_rows(clip: CLIP, edits: Edits, tokens: Any) -> Tensor:
+def text_rows(clip: CLIP, edits: Edits, tokens: Tokens) -> Tensor:
     """Unit rows [C, D]."""
     with torch.no_grad():
         return F.normalize(clip.edited(edits).encode_tokens(tokens), dim=-1)
