@@ -3,6 +3,7 @@
     python benchmarks/clip4dm.py scenes 0 --folder parts          # micro; seeds 0, 1, 2: sets of scenes
     python benchmarks/clip4dm.py counts 0 --folder parts          # micro; scenes with several of a kind
     python benchmarks/clip4dm.py coco 0 --folder parts --data D   # mini; D/coco-mini: 80 photos with 5 captions each
+    python benchmarks/clip4dm.py maps --folder parts --data D     # mini; maps against COCO's boxes
     python benchmarks/clip4dm.py speed 0 --folder parts           # processor time a caption
     python benchmarks/clip4dm.py report --folder parts [--write]  # all parts -> JSON
 
@@ -44,7 +45,7 @@ STOP = """a an and the of on in at to with by for from up into over is are be ha
 she they there as while some other each next near under out off top"""
 SPEC = SceneSpec(textures=("solid",) * 3 + ("striped", "dotted", "checked"))  # as micro was trained, with more textures
 SEVERAL = replace(SPEC, counts=(1, 2), copies=(2, 3), textures=("solid",))
-SCENES, CALIBRATION = 250, 150
+SCENES, CALIBRATION = 150, 150
 METHODS = ("clip4dm", "clamped", "left_out")
 
 
@@ -172,13 +173,14 @@ def of_kind(cases: Sequence[Case], scored: dict[tuple[int, str], Scored], eps: f
 
 
 def measures(eps: float) -> dict[str, Callable[[Scored], float]]:
-    def negative(one: Scored, mode: str) -> float:
+    def negative(one: Scored, mode: str, eps: float = eps) -> float:
         return f_clip_score(judge(one.words if mode == "most_negative" else one.judged, mode, eps)[1], one.cosine)
 
     return {
         "CLIPScore": lambda one: 2.5 * max(one.cosine, 0.0),
         "F-CLIPScore, most_negative": lambda one: negative(one, "most_negative"),
         "F-CLIPScore, threshold": lambda one: negative(one, "threshold"),
+        "F-CLIPScore, eps 0": lambda one: negative(one, "threshold", 0.0),  # looked at on scenes of another seed
     }
 
 
@@ -193,6 +195,20 @@ def flags(scored: Sequence[Scored], eps: float) -> dict[str, float]:
 def calibration(scored: Sequence[Scored], share: float = 0.05) -> float:
     """As `Clip4DM.calibrated`, of scores that are there already."""
     return min(0.0, sorted(min(one.judged) for one in scored)[int(share * len(scored))])
+
+
+def evidence(cases: Sequence[Case], scored: dict[tuple[int, str], Scored]) -> dict[str, dict[str, float]]:
+    """What speaks against true and false captions (the sum below 0), and their cosines: means, the spread."""
+    sides = {
+        "true": [scored[case.picture, case.true] for case in cases],
+        "false": [scored[case.picture, case.false] for case in cases],
+    }
+    found = {}
+    for name, of in {"n": lambda one: judge(one.judged, "threshold", 0.0)[1], "cosine": lambda one: one.cosine}.items():
+        values = {side: [of(one) for one in every] for side, every in sides.items()}
+        means = {side: statistics.mean(every) for side, every in values.items()}
+        found[name] = means | {"spread of the true": statistics.stdev(values["true"])}
+    return found
 
 
 def flagged_foils(cases: Sequence[Case], scored: dict[tuple[int, str], Scored], eps: float) -> dict[str, float]:
@@ -243,9 +259,9 @@ def scenes(seed: int, spec: SceneSpec) -> dict[str, Any]:
         "flagged, matched": flags(own, eps),
         "flagged, false": flagged_foils(singles, scored, eps),
         "flagged, published eps, matched": flags(own, config.eps),
+        "against": evidence(singles, scored),
         "captions of other scenes": others_captions(clip, records, targets, config, eps),
-        "map": pointing(clip, records),
-    }
+    } | ({"map": pointing(clip, records)} if spec.copies == (1,) else {})  # a phrase then has one place
 
 
 def others_captions(
@@ -350,19 +366,26 @@ class Photos:
                     )
 
 
-def coco(seed: int, root: Path) -> dict[str, Any]:
-    clip, config = diptych.load("mini", "cpu"), Config()
-    photos = Photos.read(root)
-    names = sorted(photos.captions)
-    with torch.no_grad():
-        pixels = [clip.preprocess(open_picture(photos.files[name])) for name in names]
-        rows = torch.cat([unit(clip.encode_image(torch.stack(pixels[i : i + 16]))) for i in range(0, len(pixels), 16)])
-    targets = dict(zip(names, rows, strict=True))
-    cases = list(photos.cases(seed))
-    scored = {}
-    for name in names:
-        texts = [*photos.captions[name], *(case.false for case in cases if case.picture == name)]
-        scored |= {(name, one.text): one for one in score(clip, list(dict.fromkeys(texts)), targets[name], config)}
+def coco(seed: int, root: Path, kept: Path, most: int) -> dict[str, Any] | None:
+    """Scores of photos are kept in a file, at most `most` are made now; None while some are still to be made."""
+    photos, scored = Photos.read(root), {}
+    names, cases, config = sorted(photos.captions), list(photos.cases(seed)), Config()
+    clip = diptych.load("mini", "cpu")
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    for line in lines:
+        name, found = json.loads(line)
+        scored |= {(name, one["text"]): Scored(**one) for one in found}
+    for name in names[len(lines) : len(lines) + most]:
+        with torch.no_grad():
+            target = unit(clip.encode_image(clip.preprocess(open_picture(photos.files[name]))[None]))[0]
+        false = list(dict.fromkeys(case.false for case in cases if case.picture == name))
+        found = score(clip, photos.captions[name], target, config, others=False)
+        found += score(clip, false, target, config) if false else []
+        scored |= {(name, one.text): one for one in found}
+        with kept.open("a") as file:
+            file.write(json.dumps([name, [vars(one) for one in found]]) + "\n")
+    if len(lines) + most < len(names):
+        return None
     half = set(random.Random(1000 + seed).sample(names, len(names) // 2))
     own = {
         side: [scored[n, c] for n in names if (n in half) == side for c in photos.captions[n]] for side in (True, False)
@@ -376,12 +399,35 @@ def coco(seed: int, root: Path) -> dict[str, Any]:
         "flagged, matched": flags(own[False], eps),
         "flagged, false": flagged_foils(held, scored, eps),
         "flagged, published eps, matched": flags(own[False], config.eps),
+        "against": evidence(cases, scored),
         "examples": [example(case, scored[case.picture, case.false]) for case in cases[::60]],
     }
 
 
 def example(case: Case, one: Scored) -> dict[str, Any]:
     return {"true": case.true, "scores": dict(zip(case.false.split(), one.scores["clip4dm"], strict=True))}
+
+
+def coco_maps(root: Path, most: int) -> dict[str, float]:
+    """The map of "a dog" for the largest kind of object of a photo: is its strongest place in a box of that kind?"""
+    clip, photos = diptych.load("mini", "cpu"), Photos.read(root)
+    instances = json.loads((root / "annotations" / "instances_train2017.json").read_text())
+    names = {one["id"]: one["name"] for one in instances["categories"]}
+    hits, shares = [], []
+    for photo in sorted(photos.there)[:most]:
+        every = [one for one in instances["annotations"] if one["image_id"] == photo]
+        kind = max(every, key=lambda one: one["area"])["category_id"]
+        image = open_picture(photos.files[photo])
+        heat = Clip4DM(clip).heat(image, f"a {names[kind]}")
+        side, short = heat.shape[0], min(image.size)
+        inside = torch.zeros(side, side, dtype=torch.bool)
+        for x, y, width, height in (one["bbox"] for one in every if one["category_id"] == kind):
+            centres = (torch.arange(side) + 0.5) * short / side  # of the map's cells, in the centre crop
+            across, down = centres + (image.width - short) / 2, centres + (image.height - short) / 2
+            inside |= ((down >= y) & (down <= y + height))[:, None] & ((across >= x) & (across <= x + width))[None]
+        hits.append(bool(inside.flatten()[heat.argmax()]))
+        shares.append(inside.double().mean().item())
+    return {"photos": len(hits), "hits": statistics.mean(hits), "share": statistics.mean(shares)}
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------
@@ -392,10 +438,10 @@ def speed(seed: int) -> dict[str, Any]:
     found = {}
     for model in ("micro", "mini"):
         clip, config = diptych.load(model, "cpu"), Config()
-        texts = [record.text() for record in Scenes(SPEC, 60, 300 + seed)]
+        texts = [record.text() for record in Scenes(SPEC, 20, 300 + seed)]
         target = unit(torch.randn(clip.embed_dim, generator=torch.Generator().manual_seed(seed)))
         spent: dict[str, list[float]] = {"clip4dm": [], "left_out": []}
-        for turn in range(4):
+        for turn in range(3):
             for text in texts:
                 tokens = clip.tokenize([config.template + text])
                 start = time.process_time()
@@ -434,17 +480,24 @@ def blend(values: Sequence[Any]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("scenes", "counts", "coco", "speed", "report"))
+    parser.add_argument("part", choices=("scenes", "counts", "coco", "maps", "speed", "report"))
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--most", type=int, default=1000, help="photos of COCO scored now; the same words go on")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.part != "report":
         if given.part == "coco":
-            made = coco(given.seed, given.data / "coco-mini")
+            kept = given.folder / f"coco-{given.seed}.jsonl"
+            made = coco(given.seed, given.data / "coco-mini", kept, given.most)
+            if made is None:
+                print("not all photos are scored yet: the same words go on")
+                return
+        elif given.part == "maps":
+            made = coco_maps(given.data / "coco-mini", given.most)
         elif given.part == "speed":
             made = speed(given.seed)
         else:
@@ -454,7 +507,7 @@ def main() -> None:
         print(json.dumps(blend([made]), indent=1))
         return
     result: dict[str, Any] = {}
-    for part in ("scenes", "counts", "coco", "speed"):
+    for part in ("scenes", "counts", "coco", "maps", "speed"):
         found = [json.loads(path.read_text()) for path in sorted(given.folder.glob(f"{part}-*.json"))]
         if found:
             result[part] = {"seeds": len(found), **blend(found)}

@@ -259,7 +259,7 @@ def parts(data: Path, conv: Path) -> dict[str, Callable[[], dict]]:
         }
 
     return {
-        "dense camvid": lambda: dense_on(mini(), SIZES["camvid"], camvid(data, "train")[::4], [camvid(data, "test")]),
+        "dense camvid": lambda: dense_on(mini(), SIZES["camvid"], camvid(data, "train")[::8], [camvid(data, "test")]),
         "dense coco": coco,
         "dense scenes": lambda: dense_on(scenes(), SIZES["scenes"], *drawn(SPEC, 40)),
         "dense unseen": lambda: dense_on(scenes(), SIZES["scenes"], *drawn(UNSEEN, 40)),

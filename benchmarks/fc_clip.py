@@ -3,17 +3,18 @@
     python benchmarks/conv_scenes.py CONV                                    # first: the ConvNet-CLIP that knows scenes
     python benchmarks/fc_clip.py DATA CONV --out OUT [--parts "camvid 0;scenes 0"] [--write]
 
-DATA holds camvid/. A part is some 3 CPU minutes; parts that are in OUT are kept.
+DATA holds camvid/. A part is 0.4 (scenes) to 2 CPU minutes; parts that are in OUT are
+kept, a fit that was stopped goes on.
 
 - camvid: `mini`, fitted to the 40 training frames without the classes in LEFT, tested on the 20 test frames by all 11
   names. A seed is of weights, order and points.
-- scenes: the ConvNet of conv_scenes.py, fitted to scenes of its training's colour-shape combinations, tested on other
-  scenes of those ("seen") and on scenes of the combinations that neither it nor the ConvNet saw ("unseen"), by all 64
-  combinations and 4 grounds. A seed is of training scenes, test scenes and all of the above.
+- scenes: the ConvNet of conv_scenes.py, fitted to scenes of 13 of the 16 colour-shape combinations of THINGS, tested on
+  other scenes of those ("seen") and on scenes of the three others ("unseen"), by all 16 names and 4 grounds. A seed is
+  of training scenes, test scenes and all of the above.
 
-Each fit is tested as published (alpha 0.4, beta 0.8), in-vocabulary alone (0, 0), out-of-vocabulary alone (1, 1), and
-beside `dense_clip` with the same CLIP and templates. Settings, and `dense_clip`'s size, were chosen on training frames
-and on other scenes.
+Each fit is tested as published (alpha 0.4, beta 0.8), in-vocabulary alone (0, 0), out-of-vocabulary alone (1, 1), with
+more of the latter (0.7, 1), and beside `dense_clip` with the same CLIP and templates. Settings were chosen on a part of
+the training frames and on other scenes.
 """
 
 import argparse
@@ -27,7 +28,6 @@ from typing import Any
 
 import torch
 from conv_scenes import SPEC
-from dense_clip import UNSEEN
 
 import diptych
 from diptych.core.clip import CLIP
@@ -42,10 +42,19 @@ from diptych.methods.dense.parts.evaluate import true_segments
 from diptych.methods.dense.parts.segmenter import Segmenter
 from diptych.metrics.segmentation import PanopticScores, SemanticScores
 
+THINGS = replace(
+    SPEC, shapes=("circle", "square", "star", "heart"), colours=("red", "yellow", "green", "blue"), held_out=0.2
+)
+UNSEEN = replace(THINGS, combinations="unseen", counts=(1, 2))
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "fc_clip.json"
 SEEDS = (0, 1, 2)
-LEFT = ("car", "tree", "pavement")
-SHARES = {"ensemble": (0.4, 0.8), "in-vocabulary": (0.0, 0.0), "out-of-vocabulary": (1.0, 1.0)}
+LEFT = ("car", "bicyclist", "fence")  # what mini names best, but for road and building, which are most of a street
+SHARES = {
+    "ensemble": (0.4, 0.8),
+    "in-vocabulary": (0.0, 0.0),
+    "out-of-vocabulary": (1.0, 1.0),
+    "more out-of-vocabulary": (0.7, 1.0),
+}
 SMALL = Config(
     crop=0,
     width=64,
@@ -58,8 +67,11 @@ SMALL = Config(
     rate=1e-3,
     clip=1.0,
 )
-CAMVID = replace(SMALL, size=192, longest=256, queries=30, batch=2, steps=600)
-SCENES = replace(SMALL, size=192, longest=192, queries=20, batch=2, steps=600, templates="a {}")
+CAMVID = replace(SMALL, size=240, longest=320, queries=30, batch=2, steps=400, unnamed=True)
+SCENES = replace(
+    SMALL, size=192, longest=192, flip=False, queries=12, width=48, layers=2, inner=96, encoder_inner=96, samples=256,
+    batch=2, steps=200, templates="a {}",
+)  # fmt: skip
 DENSE = {"camvid": DenseConfig(size=320), "scenes": DenseConfig(size=192, templates="a {}")}
 
 
@@ -101,17 +113,27 @@ def arms(
     return found
 
 
-def on_camvid(clip: CLIP, train: SegmentRecords, test: SegmentRecords, seed: int, config: Config = CAMVID) -> dict:
-    fitted = FCClip(config).fit(clip, train.without(LEFT), seed=seed)
+def on_camvid(
+    clip: CLIP,
+    train: SegmentRecords,
+    test: SegmentRecords,
+    seed: int,
+    config: Config = CAMVID,
+    keep: Path | None = None,
+) -> dict:
+    fitted = FCClip(config).fit(clip, train.without(LEFT), seed=seed, keep=keep)
+    fitted.config = replace(fitted.config, size=320, longest=448)
     seen = [name for name in test.names if name not in LEFT]
     return arms(fitted, DENSE["camvid"], [(test, {"seen": seen, "unseen": LEFT})])
 
 
-def on_scenes(clip: CLIP, seed: int, config: Config = SCENES, pictures: int = 200, tests: int = 40) -> dict:
-    fitted = FCClip(config).fit(clip, scene_segments(Scenes(SPEC, pictures, 10 + seed)), seed=seed)
-    both = [scene_segments(Scenes(spec, tests, 20 + seed)) for spec in (SPEC, UNSEEN)]
-    grounds = set(SPEC.backgrounds)
-    groups = [
+def on_scenes(
+    clip: CLIP, seed: int, config: Config = SCENES, pictures: int = 100, tests: int = 16, keep: Path | None = None
+) -> dict:
+    fitted = FCClip(config).fit(clip, scene_segments(Scenes(THINGS, pictures, 10 + seed)), seed=seed, keep=keep)
+    both = [scene_segments(Scenes(spec, tests, 20 + seed)) for spec in (THINGS, UNSEEN)]
+    grounds = set(THINGS.backgrounds)
+    groups: list[dict[str, Sequence[str]]] = [
         {group: [both[0].names[k] for k in sorted({k for r in records for k in r.segments().labels})
                  if both[0].names[k] not in grounds]}
         for group, records in zip(("seen", "unseen"), both, strict=True)
@@ -151,27 +173,29 @@ def main() -> None:
         kind, seed = name.split()
         if not kept.is_file():
             start = time.process_time()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            state = kept.with_suffix(".partial")
             if kind == "camvid":
-                made = on_camvid(
-                    diptych.load("mini"), camvid(given.data, "train"), camvid(given.data, "test"), int(seed)
-                )
+                train, test = (camvid(given.data, split) for split in ("train", "test"))
+                made = on_camvid(diptych.load("mini"), train, test, int(seed), keep=state)
             else:
-                made = on_scenes(diptych.load(str(given.conv / "scenes" / "model")), int(seed))
+                made = on_scenes(diptych.load(str(given.conv / "scenes" / "model")), int(seed), keep=state)
             minutes = round((time.process_time() - start) / 60, 1)
             write_atomically(kept, json.dumps({"arms": made, "cpu_minutes": minutes}, indent=1).encode())
+            state.unlink(missing_ok=True)
         part = json.loads(kept.read_text())
         print(name, json.dumps(part), flush=True)
         found.setdefault(kind, []).append(part)
     if given.write:
         result: dict[str, Any] = {}
-        for kind, config in (("camvid", CAMVID), ("scenes", SCENES)):
+        for kind, config in ((k, c) for k, c in (("camvid", CAMVID), ("scenes", SCENES)) if k in found):
             result[kind] = {
                 "config": asdict(config),
                 "dense_clip": asdict(DENSE[kind]),
                 "arms": summary([part["arms"] for part in found[kind]]),
                 "cpu_minutes": [part["cpu_minutes"] for part in found[kind]],
             }
-        result["camvid"]["left_out"] = LEFT
+        result["left out of camvid"] = LEFT
         result["provenance"] = provenance()
         write_atomically(RESULTS, (json.dumps(result, indent=1) + "\n").encode())
 

@@ -4,10 +4,11 @@
     python benchmarks/mod_x.py --write                 and docs/results/mod_x.json
     python benchmarks/mod_x.py --seeds 1 --arms "mod_x;fine_tune" --out FOLDER       kept, and taken up again
 
-The stream starts from `micro`, which knows filled drawings. Its sessions are drawings of four styles with captions:
-filled, inverted, sketch, dark; 400 pairs to train on and 150 held out of each. All arms of a seed have the same pairs
-in the same order, and as many steps a session (joint: as many for each session that it is trained on again). Settings
-were chosen on seed 9, whose scenes are in no figure; R@1 is the mean of both directions, in percent.
+The stream starts from `micro`, which knows filled drawings well and the other three styles in part. Its sessions are
+filled, sketch, dark and noisy drawings with short captions, 50 pairs to train on and 80 held out of each. All arms of
+a seed have the same pairs in the same order, and as many steps a session (joint: as many for each session that it is
+trained on again). Settings were chosen on seed 9, whose scenes are in no figure. R@1 is the mean of both directions, in
+percent; drift is of the pairs held out of the first session, a session on average.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,13 +29,18 @@ from diptych.core.load import load
 from diptych.data.scenes import SceneSpec
 from diptych.engine.provenance import provenance
 from diptych.files import write_atomically
+from diptych.training import pages, stream_pages
 from diptych.training.stream import teach
-from diptych.training.stream_pages import measured
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "mod_x.json"
-STYLES = ("filled", "inverted", "sketch", "dark")
-PAIRS, HELD = 550, 150
-STEPS, BATCH, RATE = 60, 32, 5e-4
+SPECS = {
+    "filled": SceneSpec(),
+    "sketch": SceneSpec(styles=("sketch",)),
+    "dark": SceneSpec(styles=("dark",), strength=0.4),
+    "noisy": SceneSpec(styles=("noisy",), strength=2.0),
+}
+PAIRS, HELD = 130, 80
+STEPS, BATCH, RATE = 24, 24, 5e-4
 RECIPE = {"recipe.crop": 1.0}
 
 
@@ -49,10 +54,11 @@ ARMS = {
     "fine_tune": Arm("fine_tune"),
     "ewc": Arm("ewc"),
     "lwf": Arm("lwf"),
-    "replay": Arm("replay", {"replay.memory": 120}),
+    "replay": Arm("replay", {"replay.memory": 15}),
     "joint": Arm("joint"),
-    "mod_x": Arm("mod_x"),
-    "mod_x, all rows": Arm("mod_x", {"mod_x.selection": False}),
+    "mod_x": Arm("mod_x", {"mod_x.alpha": 2.0}),
+    "mod_x, all rows": Arm("mod_x", {"mod_x.alpha": 2.0, "mod_x.selection": False}),
+    "mod_x, alpha 20": Arm("mod_x"),
 }
 Values = dict[str, dict[str, list[float]]]  # arm -> what -> a value for each seed
 
@@ -60,27 +66,26 @@ Values = dict[str, dict[str, list[float]]]  # arm -> what -> a value for each se
 @cache
 def stream(seed: int) -> dict[str, Held]:
     """The sessions' pairs, with their pictures at hand."""
-    return {style: drawn(SceneSpec(styles=(style,)), PAIRS, 100 * seed + i) for i, style in enumerate(STYLES)}
+    return {name: drawn(spec, PAIRS, 100 * seed + i) for i, (name, spec) in enumerate(SPECS.items())}
 
 
 def run(name: str, seed: int, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Teach one arm. -> its measures in percent, the matrix of scores, drift, and processor time."""
+    """Teach one arm. -> its measures in percent, the matrix of scores, and drift."""
     kept = folder / "figures.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    arm, start = ARMS[name], time.process_time()
+    arm = ARMS[name]
     taught = teach(
         arm.system, stream(seed), model=load("micro", device="cpu"), out=folder, held=HELD, steps=given.steps,
-        batch=given.batch, rate=given.rate, settings=RECIPE | arm.settings | dict(given.set), workers=0, device="cpu",
-        seed=seed, save_every=10_000,
+        batch=given.batch, rate=given.rate, settings={**RECIPE, **arm.settings, **dict(given.set)}, workers=0,
+        device="cpu", seed=seed, save_every=10_000,
     )  # fmt: skip
     course = taught.courses[arm.system]
-    found = {what: 100 * value for what, value in measured(course).items()}
+    found = {what: 100 * value for what, value in stream_pages.measured(course).items()}
     for kind in course.after[-1]["drift from the start"]:
         values = [step["drift"][kind] for step in course.after[1:]]  # of sessions after the one it is measured on
         found[f"{kind}, a session"] = statistics.mean(values) * (100 if "flip" in kind else 1)
     found["learned"] = 100 * course.scores.diagonal().mean().item()
-    found["cpu seconds"] = time.process_time() - start
     found |= {"scores": (100 * course.scores).tolist(), "start": (100 * course.start).tolist()}
     write_atomically(kept, json.dumps(found).encode())
     return found
@@ -137,12 +142,12 @@ def widths(lines: list[list[str]]) -> list[int]:
 def summary(found: Values, runs: dict[str, list[dict[str, Any]]], given: argparse.Namespace) -> dict[str, Any]:
     return {
         "about": (__doc__ or "").strip().split("\n\n")[-1].replace("\n", " "),
-        "seeds": given.seeds,
         "settings": {"steps": given.steps, "batch": given.batch, "rate": given.rate, **RECIPE, **dict(given.set)},
         "start": next(iter(runs.values()))[0]["start"],
         "arms": {
             name: {
                 "system": ARMS[name].system,
+                "seeds": len(runs[name]),
                 "settings": ARMS[name].settings,
                 "measured": {
                     what: {"mean": round(statistics.mean(v), 3), "sd": round(spread(v), 3), "values": v}
@@ -167,21 +172,27 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--set", action="append", default=[], type=lambda w: tuple(w.split("=", 1)))
+    parser.add_argument("--kept", action="store_true", help="only what is in --out already; runs nothing")
     parser.add_argument("--out", type=Path, help="where the runs are kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
+    pages.write_report = stream_pages.write_results = lambda *_: None  # drawing would take longer than the training
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in given.arms.split(";")}
     with tempfile.TemporaryDirectory() as folder:
         out = given.out or Path(folder)
         for seed in range(given.first, given.first + given.seeds):
             for name, done in runs.items():
-                done.append(run(name, seed, out / name.replace(", ", "-").replace(" ", "_") / str(seed), given))
+                place = out / name.replace(", ", "-").replace(" ", "_") / str(seed)
+                if given.kept and not (place / "figures.json").exists():
+                    continue
+                done.append(run(name, seed, place, given))
                 shown = ", ".join(f"{k} {v:.1f}" for k, v in done[-1].items() if isinstance(v, float))
                 print(f"{name}, seed {seed}: {shown}", file=sys.stderr, flush=True)
     found = {
         name: {what: [one[what] for one in done] for what, value in done[0].items() if isinstance(value, float)}
         for name, done in runs.items()
+        if done
     }
     print(table(found) + "\n")
     print("\n".join(f"{'yes' if holds else 'NO '}  {claim}" for claim, holds in claims(found).items()))

@@ -35,6 +35,7 @@ class Once:
     """A `Trainer` of a few plain steps; remembers what it was asked for."""
 
     steps: int = 2
+    rate: float = 0.05
     asked: list[tuple[Objective, PairsLike, float]] = field(default_factory=list)
     seen: list[dict[str, float]] = field(default_factory=list)
 
@@ -49,7 +50,7 @@ class Once:
             with torch.no_grad():
                 for parameter in clip.parameters():
                     if parameter.grad is not None:
-                        parameter -= 0.05 * parameter.grad
+                        parameter -= self.rate * parameter.grad
                         parameter.grad = None
         clip.eval().requires_grad_(False)
 

@@ -77,7 +77,7 @@ def test_a_table_has_the_worst_first_and_sets_the_broken_aside(diptych: Run, sce
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with (tmp_path / "captions.csv").open("a") as file:
         file.write("\nbroken.png,a red star\ns0.png,\nmissing.png,a blue star")
-    done = diptych("explain", "captions.csv", *MICRO, "--out", "run", "--top", "3")
+    done = diptych("explain", "captions.csv", *MICRO, "--out", "run", "--top", "3", "--rank", "measure")
     assert done.code == 0, done
     assert "3 could not be read" in done.err and "the worst 3 are shown" in done.out
     table = list(csv.DictReader(io.StringIO((tmp_path / "run" / "captions.csv").read_text())))
@@ -85,6 +85,8 @@ def test_a_table_has_the_worst_first_and_sets_the_broken_aside(diptych: Run, sce
     scores = [float(row["F-CLIPScore"]) for row in table if not row["error"]]
     assert len(scores) == 12 and scores == sorted(scores)
     assert {row["text"] for row in table[-2:]} == {"a red star", "a blue star"} and all(r["error"] for r in table[-2:])
+    by_clip = json.loads(diptych("explain", "captions.csv", *MICRO, "--json").out)["rows"]
+    assert [row["cosine"] for row in by_clip[:12]] == sorted(row["cosine"] for row in by_clip[:12])
     false = {row["text"] for row in table[:4]} - {record.text() for record in scenes}
     assert len(false) >= 3, "the false captions come first"
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
@@ -157,6 +159,16 @@ def test_bad_input_is_one_message(diptych: Run, scenes: list[Any], tmp_path: Pat
     done = diptych("explain", *words, *MICRO)
     assert done.code == 2 and message in done.err and "Traceback" not in done.err, done
     assert sorted(tmp_path.iterdir()) == before, "nothing is left behind"
+
+
+def test_a_text_that_is_cut_is_said_to_be(diptych: Run, scenes: list[Any], tmp_path: Path):
+    long = "a red star " * 40
+    one = diptych("explain", "s0.png", long, *MICRO)
+    assert one.code == 0 and "longer than micro reads; not read: " in one.err and "not read  star" in one.out
+    (tmp_path / "long.csv").write_text(f"image,caption\ns0.png,{long}\ns1.png,a red star\n")
+    many = diptych("explain", "long.csv", *MICRO, "--out", "run")
+    assert many.code == 0 and "1 of them are longer than micro reads" in many.err
+    assert "longer than the model reads" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 def test_a_model_without_text_attention_is_refused_with_the_reason(diptych: Run, scenes: list[Any]):

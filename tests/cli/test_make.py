@@ -90,6 +90,8 @@ def test_with_data_it_trains_and_goes_on_after_a_stop(tmp_path: Path):
         assert torch.equal(tensor, taken.clip.state_dict()[name]), name
     report = (tmp_path / "whole" / "report.html").read_text()
     assert "tokens a text" in report and "20 before" in report
+    judged = [what for what, _, _ in whole.facts if what.endswith("R@1")]
+    assert len(judged) == 4 and "text to image, first sentences, R@1" in judged, "on pairs that were held out"
     config = json.loads((tmp_path / "whole" / "model" / "open_clip_config.json").read_text())
     assert config["model_cfg"]["text_cfg"]["context_length"] == 44
     with pytest.raises(DiptychError, match="another run"):

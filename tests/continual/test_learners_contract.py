@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from continual_world import QUICK, Once, equal, sessions, weights, world
-from train_world import make_clip
+from train_world import LEFT, make_clip
 
 import diptych
 from diptych.errors import DiptychError
@@ -16,6 +16,13 @@ from diptych.training.folder import TrainingFolder
 from diptych.training.run import Run
 
 SYSTEMS = systems("continual")
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else; what is drawn is tried in test_stream.py."""
+    monkeypatch.setattr("diptych.training.stream_pages.write_results", lambda *_: None)
+    monkeypatch.setattr("diptych.training.pages.write_report", lambda *_: None)
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -69,20 +76,21 @@ def test_its_losses_train_in_chunks_and_with_the_engine(system: str, tmp_path: P
     for chunk in (0, 4):
         folder = tmp_path / str(chunk)
         with torch.random.fork_rng():
-            taught = teach(system, folder, 2, **{"recipe.chunk": chunk})
+            taught = teach(system, folder, **{"recipe.chunk": chunk})
         rows = TrainingFolder(next((folder / "sessions").glob("02-*")) / "0", {}).rows()
         seen.append([row["loss"] for row in rows])
         assert len(taught.courses[system].after) == 2
     assert seen[0] == pytest.approx(seen[1], rel=1e-4)
 
 
-def teach(system: str, out: Path, count: int = 3, **settings):
+def teach(system: str, out: Path, count: int = 2, **settings):
     declared = find("continual", system)
     known = {f.name for f in fields(declared.Config)}
     quick = {f"{system}.{k}": v for k, v in QUICK.items() if k in known}
     data = {session.name: session.pairs for session in sessions(count)}
+    settings = quick | {"recipe.freeze": LEFT[0]} | settings
     return diptych.teach(
-        system, data, model=make_clip(), out=out, settings=quick | settings, steps=4, batch=8, rate=1e-3, held=5,
+        system, data, model=make_clip(), out=out, settings=settings, steps=4, batch=8, rate=1e-3, held=5,
         workers=0, device="cpu", save_every=2,
     )  # fmt: skip
 
@@ -126,7 +134,7 @@ def test_the_model_it_starts_from_stays_as_it_is_and_one_session_is_enough(syste
     )
     assert equal(before, weights(clip)) and not equal(before, weights(taught.clip))
     assert taught.courses[system].scores.shape == (1, 1)
-    assert (tmp_path / "out" / "report.html").is_file() and (tmp_path / "out" / "model" / "README.md").is_file()
+    assert (tmp_path / "out" / "model" / "README.md").is_file()
 
 
 def test_an_empty_session_is_refused():

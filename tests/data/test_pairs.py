@@ -207,3 +207,13 @@ def test_a_real_shard():
 def test_drawn_scenes_by_their_number():
     pairs = read_pairs("scenes:7")
     assert len(pairs) == 7 and min(pairs[6].picture().size) >= 32 and pairs[6].texts[0]
+
+
+def test_scenes_in_a_style_and_a_language():
+    plain, german = read_pairs("scenes:5:sketch"), read_pairs("scenes:5:sketch:de")
+    assert len(german) == 5 and german[0].extra["style"] == "sketch" and plain.digest != german.digest
+    assert german[2].texts == (german[2].extra["scene"].text("short de"),)
+    assert plain[0].id != read_pairs("scenes:5:noisy")[0].id, "other scenes for other words"
+    for words, said in (("scenes:5:sktech", 'no style or language "sktech"'), ("scenes:5:de:fr", "one language")):
+        with pytest.raises(DiptychError, match=said):
+            read_pairs(words)

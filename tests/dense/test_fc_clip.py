@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from diptych.errors import DiptychError, Unsupported
 from diptych.methods.dense.fc_clip import Config, FCClip, FCClipModule, ensemble
 from diptych.methods.dense.parts.backbone import Pyramid
-from diptych.methods.dense.parts.examples import Examples, Views
+from diptych.methods.dense.parts.examples import Examples, Views, connected
 from diptych.methods.dense.parts.mask_decoder import Queried
+from diptych.methods.dense.parts.matcher import UNNAMED
 from diptych.methods.dense.parts.vocabulary import SCENE, Vocabulary
 
 UNSEEN = ("yellow", "azure", "rose")
@@ -135,7 +136,7 @@ def test_a_synonym_makes_a_class_seen_and_its_best_one_counts():
 def test_published_settings_are_the_defaults():
     c = Config()
     assert (c.alpha, c.beta, c.queries, c.layers, c.samples, c.rate, c.clip) == (0.4, 0.8, 250, 9, 12544, 1e-4, 0.01)
-    assert FCClip().suited(40).config.queries == 50
+    assert FCClip().suited(40).config.queries == 30
     assert FCClip(replace(c, queries=99)).suited(40).config.queries == 99
     assert FCClip().suited(100_000).config == c
 
@@ -194,6 +195,19 @@ def test_broken_pictures_are_set_aside():
     assert fitted.set_aside == {"0-0": "the file is empty"}
     with pytest.raises(DiptychError, match="none of the 1 pictures"):
         FCClip(replace(SMALL, steps=2)).fit(stages_clip(), Some(1))
+
+
+def test_connected_parts_of_what_is_ignored_are_segments_without_a_name():
+    records = Boxes(NAMES, (), 4)
+    examples = Examples(Pyramid.of(stages_clip()), records, Views(SIDE, SIDE, 0, flip=False), 1, 0, unnamed=True)
+    for index in range(4):
+        example = examples.example(index, np.random.default_rng(0))
+        boxes = {mask.tobytes() for _, mask in records[index].drawn()[1]}
+        assert example.labels.tolist() == [UNNAMED] * len(boxes) and not example.ignored.any()
+        assert {mask.numpy().tobytes() for mask in example.masks} == boxes
+    area = torch.zeros(40, 50, dtype=torch.bool)
+    area[:10, :10], area[20:30, 20:30], area[35, 45] = True, True, True
+    assert [int(part.sum()) for part in connected(area)] == [100, 100], "a single pixel is a border"
 
 
 def test_jitter_shows_pictures_and_masks_alike():

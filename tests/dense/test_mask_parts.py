@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from diptych.losses.masks import pairwise_bce, pairwise_dice, random_points, sample
 from diptych.methods.dense.parts.mask_decoder import MaskDecoder, MaskGenerator
-from diptych.methods.dense.parts.matcher import SetLoss, Truth
+from diptych.methods.dense.parts.matcher import UNNAMED, SetLoss, Truth
 from diptych.methods.dense.parts.pixel_decoder import (
     DeformableAttention,
     PixelDecoder,
@@ -165,6 +165,29 @@ def test_a_picture_of_nothing_teaches_to_say_so():
     expected = 2 * F.cross_entropy(logits[0], torch.full((4,), 5))
     torch.testing.assert_close(terms["class"], expected)
     assert float(terms["mask"]) == float(terms["dice"]) == 0
+
+
+def test_an_unnamed_segment_teaches_its_mask_and_that_all_classes_are_alike():
+    logits, masks, truth = case(segments=2)
+    unnamed = Truth(truth.masks, torch.tensor([1, UNNAMED]), truth.counted)
+    leaf, criterion = logits.clone().requires_grad_(), SetLoss(points=32)
+    rows, columns = criterion.pair(logits[0], masks[0], unnamed, torch.Generator().manual_seed(0))
+    query = {int(n): int(q) for q, n in zip(rows, columns, strict=True)}
+    terms = criterion(leaf, masks, [unnamed], torch.Generator().manual_seed(0))
+    logs, weighted = logits[0].log_softmax(-1), []
+    for q in range(4):
+        if q == query[1]:
+            weighted.append((1.0, float(logs[q, :5].mean())))
+        else:
+            weighted.append((1.0, float(logs[q, 1])) if q == query[0] else (0.1, float(logs[q, 5])))
+    expected = -2 * sum(w * v for w, v in weighted) / sum(w for w, _ in weighted)
+    assert math.isclose(terms["class"], expected, rel_tol=1e-5)
+    terms["class"].backward()
+    assert leaf.grad is not None and leaf.grad[0, query[1], 5] > 0, "it is pushed away from nothing"
+    no_class = SetLoss(classes=0.0, points=32).pair(logits[0], masks[0], truth, torch.Generator().manual_seed(0))
+    every = Truth(truth.masks, torch.tensor([UNNAMED, UNNAMED]), truth.counted)
+    found = criterion.pair(logits[0], masks[0], every, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(found, no_class, strict=True)), "paired by their masks alone"
 
 
 # -- what a segmentation gives ---------------------------------------------------------------------------------------

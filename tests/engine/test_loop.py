@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.engine.loop import Cosine, Diverged, Group, Loop, Optimiser, train
+from diptych.engine.loop import Cosine, Diverged, Group, Loop, Milestones, Optimiser, train
 
 
 def problem(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,3 +208,9 @@ def test_a_tensor_that_no_gradient_reaches_stays_where_that_is_allowed():
     done = loop.step(0, lambda _: {"fit": squares(x, y, w)})
     assert unused.item() == 1.0 and not torch.equal(w, start)
     assert done.terms == {"fit": done.loss} and done.norm > 0
+
+
+def test_milestones_multiply_the_rate_from_their_share_of_the_run_on():
+    schedule = Milestones((0.5, 0.75), factor=0.1)
+    rates = [schedule.rate(2.0, step, 8) for step in range(8)]
+    assert rates == pytest.approx([2, 2, 2, 2, 0.2, 0.2, 0.02, 0.02])

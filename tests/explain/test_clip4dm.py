@@ -274,6 +274,8 @@ def test_calibration_keeps_its_promise_on_the_pairs_it_saw():
         assert share * len(pairs) - 1 <= flagged <= share * len(pairs)
     with pytest.raises(DiptychError, match="pairs that match"):
         Clip4DM(clip).calibrated([])
+    with pytest.raises(DiptychError, match="below 1"):
+        Clip4DM(clip).calibrated(pairs, 1.0)
 
 
 def test_maps_of_towers_with_and_without_attention():

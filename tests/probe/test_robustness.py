@@ -232,3 +232,15 @@ def test_columns_of_a_table_are_factors(tmp_path) -> None:
     assert len(data) == 36 and set(data.tags()) == {("pose", "a", "b"), ("a", "b")}
     with pytest.raises(DiptychError, match='no column "poze"; did you mean "pose"'):
         open_data(tmp_path / "list.csv", factors=["poze"])
+
+
+def test_what_a_figure_depends_on_is_in_the_hash(data: Data) -> None:
+    first = data.records[0].id
+    others = [
+        replace(data, factors={first: ("pose",)}),
+        replace(data, textures={first: "red"}),
+        replace(data, templates=("a {}.",)),
+        replace(data, names=("a", "b", "c", "d")),
+        data.some(range(5)),
+    ]
+    assert len({data.hash, *(other.hash for other in others)}) == 6

@@ -110,7 +110,8 @@ def verbs() -> list[str]:
 def load(name: str) -> ModuleType:
     """A verb: its docstring is its help; it has EXAMPLES, `options(parser)` and `run(given) -> exit code`.
 
-    PLACE: among the verbs of the overview. CONTINUES: whether the same command goes on with what was stopped.
+    PLACE: among the verbs of the overview. CONTINUES: whether the same command goes on with what was stopped, or the
+    option under which it does.
     """
     return importlib.import_module(f"diptych.cli.verbs.{name}")
 

@@ -161,6 +161,8 @@ def many_pages(place: Path, made: Explanations, pairs: Pairs) -> None:
     items = [("captions", str(len(good)), f"of {len({row.pair for row in good})} pictures")]
     items.append(("with words that do not fit", f"{flagged / len(good):.1%}", str(flagged)))
     items.append(("could not be read", str(len(bad) + len(made.set_aside)), ""))
+    if cut := sum(bool(row.scores and row.scores.unread) for row in good):
+        items.append(("longer than the model reads", str(cut), "their last words were not read"))
     sections: list[Section] = [Facts(items, title="What came out"), thumbnails(good[:SHOWN], pairs)]
     sections.append(replace(ranking(made), title="All captions"))
     if bad or made.set_aside:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diptych.methods.explain.parts.explainer import Explainer, WordScores
 
 LINES, RANKED, RESULTS, REPORT = "rows.jsonl", "captions.csv", "results.json", "report.html"
+RANKS = ("clip_score", "measure")
 Progress = Callable[[int, int], None]
 
 
@@ -63,6 +64,7 @@ def explain(
     settings: Mapping[str, Any] | None = None,
     calibrate: "str | Path | Pairs | None" = None,
     word: str | None = None,
+    rank: str = "clip_score",
     out: str | Path | None = None,
     image_column: str | None = None,
     text_columns: Sequence[str] | None = None,
@@ -72,11 +74,14 @@ def explain(
 
     pictures: files or folders, all of them with each `text`; without one, pairs: a table with a column of captions or
     whatever else `diptych.pairs` reads, which come back with the worst first. settings: "<system>.<field>" -> value.
+    rank: what puts the worst first, "clip_score" or the system's own "measure" (of clip4dm, F-CLIPScore).
     calibrate: pairs that match, on which the threshold is set. out: a folder for the report, with maps of the pictures
     where a text was given (of the whole text and of `word`, by default its lowest); pairs continue there after a stop.
     A picture that cannot be read is an Explained with an error. Raises DiptychError where none could be read.
     """
     declared = find("explain", system)
+    if rank not in RANKS:
+        raise DiptychError(f'rank is "{rank}"{nearest(rank, RANKS)}')
     pairs = listed(pictures, image_column, text_columns) if text is None else told(pictures, text)
     matched = None if calibrate is None else listed(calibrate, image_column, text_columns)
     place = Path(out) if out is not None else None
@@ -119,7 +124,7 @@ def explain(
             folder.open()
         rows = continued(explainer, pairs, folder, progress)
         refuse_nothing(rows)
-        made = Explanations(tuple(sorted(rows, key=badness)), set_aside=pairs.set_aside, **about)
+        made = Explanations(tuple(sorted(rows, key=partial(badness, rank=rank))), set_aside=pairs.set_aside, **about)
         if place is None:
             return made
         from diptych.comparison.explanation_pages import many_pages
@@ -257,11 +262,12 @@ def refuse_nothing(rows: Sequence[Explained]) -> None:
         raise DiptychError(f"no pair could be read: {reasons}{'; ...' if len(rows) > 3 else ''}")
 
 
-def badness(row: Explained) -> tuple[bool, float, float]:
-    """Sorts the worst first: by the system's measure, then by the cosine; what could not be read, last."""
+def badness(row: Explained, rank: str) -> tuple[bool, float, float]:
+    """Sorts the worst first, by one figure and then by the other; what could not be read, last."""
     if row.scores is None:
         return True, 0.0, 0.0
-    return False, row.scores.score, row.scores.cosine
+    cosine, measure = row.scores.cosine, row.scores.score
+    return (False, cosine, measure) if rank == "clip_score" else (False, measure, cosine)
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------

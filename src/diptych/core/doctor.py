@@ -205,6 +205,8 @@ def library_of(clip: "CLIP") -> Library:
 
         return mini_library()
     origin = clip.origin or {}
+    if "shapes" in origin:
+        raise DiptychError(f"{clip.name} was cut unevenly: no other library has such a model to compare with")
     if clip.source == "micro":
         return micro_library(clip, origin)
     if origin.get("library") == "open_clip":

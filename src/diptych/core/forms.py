@@ -34,6 +34,8 @@ def refusal(clip: CLIP, form: str) -> str:
     if library == "mini" and form != "diptych":
         parts = "a classifier's logits and a sentence encoder, joined in closed form"
         return f"{NAMES[form]} has no model like mini ({parts})"
+    if "shapes" in clip.origin and form != "diptych":
+        return f"its blocks were cut unevenly, and {NAMES[form]} has only models whose blocks are all alike"
     if form == "open_clip":
         return why_not_open_clip(clip, clip.origin)
     return no_huggingface(clip) if form == "huggingface" else ""

@@ -6,7 +6,7 @@ import torch
 
 from diptych.core.build import build_open_clip
 from diptych.core.clip import CLIP
-from diptych.core.load import finish_open_clip, hub, need_open_clip, read_json
+from diptych.core.load import EMBEDDED, finish_open_clip, hub, need_open_clip, read_json
 from diptych.core.preprocess import Preprocess
 from diptych.errors import DiptychError, nearest
 
@@ -39,3 +39,9 @@ def fresh(architecture: str, seed: int = 0) -> CLIP:
     size = model.visual.image_size
     look = Preprocess(size[0] if isinstance(size, tuple) else size, MEAN, STD)
     return finish_open_clip(model, config, known, look, name=path.stem, source=architecture)
+
+
+def is_architecture(model: str) -> bool:
+    """Whether it names an architecture, whose weights are fresh, and not a model that `load` opens."""
+    path = Path(model).expanduser()
+    return path.suffix == ".json" or not (path.exists() or ":" in model or model in EMBEDDED)

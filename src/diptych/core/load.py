@@ -277,6 +277,10 @@ def load_ours(folder: Path) -> CLIP:
             with hub(name, needed=bool(encoder) and not Path(encoder).is_dir()):
                 model = build_open_clip(origin["model_cfg"], str(where))
             clip = clip_of_open_clip(model, origin["model_cfg"], tokenizer, preprocess, name=name, source=place)
+            if "shapes" in origin:
+                from diptych.core.surgery import take_shapes
+
+                take_shapes(clip, origin["shapes"], str(where))
         else:
             import transformers
 

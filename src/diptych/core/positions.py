@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.clip import CLIP
+from diptych.core.cut import Cuts
 from diptych.errors import DiptychError, Unsupported
 
 KEPT = 20
@@ -74,4 +75,5 @@ def lengthen(clip: CLIP, tokens: int, keep: int = KEPT) -> None:
             config["text_cfg"]["context_length"] = tokens
         else:
             config["text_config"]["max_position_embeddings"] = tokens
+    clip.cuts = Cuts()
     clip.__dict__.pop("fingerprint", None)

@@ -55,7 +55,8 @@ def align(words: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) ->
 
 
 def read_words(clip: CLIP, text: str, template: str = "") -> ReadText:
-    """A text with its words' tokens; `template`: words put before it, which are read but are none of its words.
+    """A text with its words' tokens; `template`: words put before it, which are read but are none of its words. Words
+    without tokens say what a cut text lost, so that nothing warns of it.
 
     Raises DiptychError for a text without a word, Unsupported for a tokenizer that does not say which characters a
     token covers.
@@ -78,4 +79,4 @@ def read_words(clip: CLIP, text: str, template: str = "") -> ReadText:
         Word(shown[first:end], first - start, end - start, pieces)
         for (first, end), pieces in zip(spans[skip:], align(spans, covered)[skip:], strict=True)
     )
-    return ReadText(shown[start:], clip.tokenize([given]), words)
+    return ReadText(shown[start:], clip.tokenize([given], warn=False), words)

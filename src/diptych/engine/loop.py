@@ -43,11 +43,15 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Group:
-    """Some of the tensors, by name: their share of the learning rate, and their weight decay."""
+    """Some of the tensors, by name: their share of the learning rate, and their weight decay.
+
+    fixed: `rate` is no share but the rate itself, whatever the schedule says; a negative one goes uphill.
+    """
 
     names: tuple[str, ...]
     rate: float = 1.0
     weight_decay: float = 0.0
+    fixed: bool = False
 
 
 class Moments:
@@ -230,7 +234,7 @@ class Loop:
         self.run = run or runtime(next(iter(trainable.values())).device)
         groups = groups or (Group(tuple(trainable), 1.0, optimiser.weight_decay),)
         self.moments = [
-            (group.rate, Moments(replace(optimiser, weight_decay=group.weight_decay), pick(trainable, group.names)))
+            (group, Moments(replace(optimiser, weight_decay=group.weight_decay), pick(trainable, group.names)))
             for group in groups
         ]
 
@@ -243,8 +247,8 @@ class Loop:
             if moving is not None and name not in moving:
                 tensor.grad = None
         norm = clip_gradient(self.trainable, self.clip, where, self.strict)
-        for share, moments in self.moments:
-            moments.step(rate * share)
+        for group, moments in self.moments:
+            moments.step(group.rate if group.fixed else rate * group.rate)
         return Step(sum(seen.values()), seen, norm, rate)
 
     def backward(self, step: int, loss: Callable[[int], Loss], where: str) -> dict[str, float]:

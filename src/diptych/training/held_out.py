@@ -1,6 +1,6 @@
 """What is held out of pairs before anything is trained, and how well a CLIP finds picture and text in it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -46,13 +46,14 @@ class HeldOut:
     pictures: tuple[tuple[int, ...], ...]
 
     @torch.no_grad()
-    def embed(self, clip: CLIP, workers: int = 2) -> Embedded:
-        """As the model is now, in evaluation mode. A text that several pictures have fits all of them."""
+    def embed(self, clip: CLIP, workers: int = 2, said: Callable[[str], str] = str) -> Embedded:
+        """As the model is now, in evaluation mode. A text that several pictures have fits all of them. said: what is
+        read of a text."""
         training = clip.training
         clip.eval()
         texts: dict[str, list[int]] = {}
         for number, rows in enumerate(self.pictures):
-            for text in dict.fromkeys(text for row in rows for text in self.pairs[row].texts):
+            for text in dict.fromkeys(said(text) for row in rows for text in self.pairs[row].texts):
                 texts.setdefault(text, []).append(number)
         own = torch.zeros(len(self.pictures), len(texts), dtype=torch.bool)
         for column, numbers in enumerate(texts.values()):

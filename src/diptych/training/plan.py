@@ -39,13 +39,20 @@ class Plan:
         return Cosine(warmup=self.warmup, cycles=self.recipe.cycles)
 
     def groups(self, trainable: Mapping[str, Tensor]) -> list[Group]:
-        """Matrices decay; biases, norms and scales (fewer than two dimensions) do not. Slow ones have their own."""
+        """Matrices decay; biases, norms and scales (fewer than two dimensions) do not. Slow ones have their own.
+
+        What the objective has rates for keeps to those, without decay.
+        """
         slow = set(matching(trainable, self.recipe.slow, "slow"))
-        found: dict[tuple[float, float], list[str]] = {}
+        own = self.objective.rates(self.steps)
+        found: dict[tuple[float, float, bool], list[str]] = {}
         for name, tensor in trainable.items():
             decay = self.recipe.weight_decay if tensor.dim() >= 2 else 0.0
-            found.setdefault((self.recipe.slow_rate if name in slow else 1.0, decay), []).append(name)
-        return [Group(tuple(names), rate, decay) for (rate, decay), names in found.items()]
+            share = self.recipe.slow_rate if name in slow else 1.0
+            fixed = next((rate for pattern, rate in own.items() if fnmatch.fnmatchcase(name, pattern)), None)
+            key = (share, decay, False) if fixed is None else (fixed, 0.0, True)
+            found.setdefault(key, []).append(name)
+        return [Group(tuple(names), *about) for about, names in found.items()]
 
     def identity(self) -> dict[str, Any]:
         """All that the weights depend on, but model and data."""

@@ -20,7 +20,7 @@ from diptych.data.records import Records
 from diptych.data.scan import SetAside
 from diptych.engine.chunks import embed_in_chunks
 from diptych.engine.distributed import gather, gather_embeddings, of_first, others_may_be_gone, own_rows
-from diptych.engine.loop import Diverged, Loop, Step, processes, runtime
+from diptych.engine.loop import Diverged, Loop, Runtime, Step, processes, runtime
 from diptych.engine.provenance import provenance
 from diptych.engine.sharding import blank, is_sharded, local, part_of, shard, whole
 from diptych.engine.sharding import load as load_parts
@@ -29,15 +29,18 @@ from diptych.files import write_atomically
 from diptych.losses.contrastive import groups_of
 from diptych.methods.pretrain.parts.objective import Batch, Embeddings, PairsLike
 from diptych.methods.pretrain.parts.patches import need_patches, random_patches
+from diptych.training.base import open_model
 from diptych.training.batches import Batches
 from diptych.training.broken import first_broken
 from diptych.training.evaluate import ZeroShot, zero_shot_on
 from diptych.training.folder import Checkpoint, TrainingFolder
+from diptych.training.held_out import hold_out
 from diptych.training.outcome import Row, Trained, write_model
-from diptych.training.plan import Plan, make_plan, matching
+from diptych.training.plan import Plan, find_objective, make_plan, matching
 from diptych.training.writers import Writer, writers
 
 Strategy = Literal["ddp", "fsdp"]
+HELD = 10  # at most one pair in so many is held out for a system that wants it
 
 
 def train(
@@ -80,6 +83,9 @@ def train(
         if isinstance(data, (str, Path))
         else data
     )
+    identified, held, count = digest(pairs), None, min(find_objective(system).held_out, len(pairs) // HELD)
+    if count > 1:
+        pairs, held = hold_out(pairs, count, seed)
     plan = make_plan(
         system,
         len(pairs),
@@ -102,8 +108,9 @@ def train(
     where = choose_device(device)
     if where == "cuda" and processes() > 1:
         where = f"cuda:{os.environ['LOCAL_RANK']}"
+    plan.objective.held = held
     clip = open_model(model, seed)
-    identity = plan.identity() | {"model": model if isinstance(model, str) else clip.fingerprint, "data": digest(pairs)}
+    identity = plan.identity() | {"model": model if isinstance(model, str) else clip.fingerprint, "data": identified}
     folder = TrainingFolder(Path(out), identity)
     leads = rank_and_world()[0] == 0
     if leads:
@@ -116,24 +123,6 @@ def train(
         (say or print)(verdict)
     with torch.random.fork_rng(devices=[]), others_may_be_gone():
         return Run(plan, clip.to(where), pairs, folder, workers, judge, strategy).go(progress)
-
-
-def open_model(model: str | CLIP, seed: int) -> CLIP:
-    """Fresh weights for an architecture; what is there otherwise."""
-    from diptych.core.fresh import fresh
-    from diptych.core.load import load
-
-    if isinstance(model, CLIP):
-        return model
-    return fresh(model, seed) if is_architecture(model) else load(model, device="cpu")
-
-
-def is_architecture(model: str) -> bool:
-    """Whether it names an architecture, whose weights are fresh, and not a model."""
-    from diptych.core.load import EMBEDDED
-
-    path = Path(model).expanduser()
-    return path.suffix == ".json" or not (path.exists() or ":" in model or model in EMBEDDED)
 
 
 def digest(pairs: PairsLike) -> str:
@@ -168,6 +157,8 @@ class Run:
         plan, objective = self.plan, self.plan.objective
         engine = runtime(self.clip.device)
         torch.manual_seed(plan.order.seed)
+        if self.strategy == "fsdp" and objective.reshapes:
+            raise DiptychError(f"{objective.system()} cuts its model as it goes, as --strategy fsdp cannot; use ddp")
         objective.prepare(self.clip, self.pairs, plan.order.seed)
         if objective.heads is not None:
             objective.heads.to(self.clip.device)
@@ -185,17 +176,23 @@ class Run:
         self.batches = Batches(
             self.pairs, self.clip, objective, plan.order, plan.recipe.crop, self.workers, rank_and_world()
         )
-        self.loop = Loop(
-            self.trainable,
-            plan.optimiser(),
-            plan.steps,
-            groups=plan.groups(self.trainable),
-            schedule=plan.schedule(),
-            clip=plan.recipe.clip or None,
-            strict=False,
-            run=engine,
-        )
+        self.loop = self.new_loop(engine)
+
+    def new_loop(self, engine: Runtime) -> Loop:
+        """The optimiser's beginning, and that of the average of the weights."""
+        plan = self.plan
         self.average = {n: t.detach().clone() for n, t in self.trainable.items()} if plan.recipe.ema else {}
+        return Loop(
+            self.trainable, plan.optimiser(), plan.steps, groups=plan.groups(self.trainable), schedule=plan.schedule(),
+            clip=plan.recipe.clip or None, strict=False, run=engine,
+        )  # fmt: skip
+
+    def reshaped(self) -> None:
+        """The CLIP or the heads have other parameters now: the optimiser starts afresh on them."""
+        if self.plan.objective.heads is not None:
+            self.plan.objective.heads.to(self.clip.device)
+        self.trainable = self.choose()
+        self.loop = self.new_loop(self.loop.run)
 
     def choose(self) -> dict[str, Tensor]:
         """All parameters of the CLIP and the heads, but those that the recipe freezes."""
@@ -253,6 +250,8 @@ class Run:
     def step(self, step: int, batch: Batch, ids: list[str]) -> Step:
         """One update of the weights."""
         objective = self.plan.objective
+        if objective.reshape(self.clip, step, self.plan.steps):
+            self.reshaped()
         self.hold(objective.phase(step, self.plan.steps).trains)
         batch = to(batch, self.clip.device)
         try:
@@ -382,6 +381,8 @@ class Run:
 
     def take_up(self, found: Checkpoint) -> int:
         """Go on from a checkpoint; -> the steps that are done."""
+        if self.plan.objective.rebuild(self.clip, found.part("objective")):
+            self.reshaped()
         heads = self.plan.objective.heads
         load_parts(self.clip, found.part("clip"))
         if heads is not None:

@@ -20,6 +20,7 @@ from diptych.comparison.folder import RunFolder
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
 from diptych.core.forms import YES, forms
+from diptych.core.fresh import is_architecture
 from diptych.core.save import save
 from diptych.data.pairs import read_pairs
 from diptych.errors import DiptychError, nearest
@@ -28,12 +29,13 @@ from diptych.methods.continual.parts.learner import Learner, Session, SessionRec
 from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.parts.objective import Batch, Objective, PairsLike
 from diptych.metrics import drift
+from diptych.training.base import open_model
 from diptych.training.batches import Batches, Order
 from diptych.training.card import write_card
 from diptych.training.folder import TrainingFolder
 from diptych.training.held_out import Embedded, HeldOut, hold_out
 from diptych.training.plan import Plan, changed
-from diptych.training.run import Row, Run, digest, is_architecture, open_model, to
+from diptych.training.run import Row, Run, digest, to
 
 Say = Callable[[str], None]
 Progress = Callable[[Row, Plan], None]
@@ -191,7 +193,7 @@ class Lesson:
             self.after = found.state["after"]
         known = self.first if not found else stream.held[0].embed(learner.clip(), stream.workers)
         for session in stream.sessions[len(self.after) :]:
-            place = self.folder.path / "sessions" / f"{session.number + 1:02d}-{session.name}"
+            place = self.folder.path / "sessions" / f"{session.number + 1:02d}-{slug(session.name)}"
             trainer = SessionTrainer(stream, self.recipe, session, place, self.progress)
             start = time.perf_counter()
             learner.observe(session, trainer)
@@ -271,6 +273,8 @@ def teach(
 
     chosen = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
     learners = make_learners(chosen, settings or {}, epochs=epochs, batch=batch, rate=rate, steps=steps)
+    if isinstance(data, (str, Path)):
+        raise DiptychError(f"teach takes the sessions as a list, such as [{str(data)!r}, ...], or by name")
     sources = list(data.values()) if isinstance(data, Mapping) else list(data)
     names = list(data) if isinstance(data, Mapping) else names_of(sources)
     if not sources:
@@ -376,10 +380,15 @@ def names_of(sources: Sequence[Any]) -> list[str]:
     for number, source in enumerate(sources):
         text = str(source) if isinstance(source, (str, Path)) else f"session{number + 1}"
         words = re.sub(r"scenes:\d+:?", "", text) if text.startswith("scenes:") else shortest(text)
-        name = re.sub(r"[^\w.-]+", "-", words).strip("-.") or "scenes"
+        name = slug(words) or "scenes"
         same = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", one) is not None for one in found)
         found.append(f"{name}-{same + 1}" if same else name)
     return found
+
+
+def slug(words: str) -> str:
+    """What is left of a name in a path."""
+    return re.sub(r"[^\w.-]+", "-", words).strip("-.")
 
 
 def shortest(text: str) -> str:

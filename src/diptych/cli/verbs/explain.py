@@ -3,6 +3,7 @@
 PICTURES are files or folders, and TEXT what they should show: its words are printed in colours, with F-CLIPScore (0 is
 best) and CLIPScore; --out draws maps of the pictures too. Or give a table of captions, or whatever train reads, and no
 TEXT: you get the captions to look at first, and with --out a report, and a run that continues where it was stopped.
+On mini and micro CLIPScore puts false captions first more surely, and F-CLIPScore's words say what is wrong in them.
 Thresholds are known for mini and micro; for another model, --calibrate takes pairs that match.
 """
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from diptych.comparison.explanations import Explanations
+    from diptych.methods.explain.parts.explainer import WordScores
 
-PLACE = 2
+PLACE = 5
 CONTINUES = True
 TOP = 10  # of a table
 EXAMPLES = """
@@ -47,6 +49,8 @@ def options(parser: Parser) -> None:
     add("--image", metavar="COLUMN", help="the column of pictures, where the captions are a table")
     add("--text-column", metavar="A,B", help="the column of captions, or several")
     add("--top", type=read.whole("--top"), default=TOP, metavar="N", help=f"captions of a table shown (default {TOP})")
+    add("--rank", choices=("clip_score", "measure"), default="clip_score",
+        help="what puts the worst of a table first: CLIPScore (default) or F-CLIPScore, the measure")  # fmt: skip
     add("--json", action="store_true", help="everything, as JSON")
     add("--device", type=read.device, metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
 
@@ -102,6 +106,7 @@ def run(given: argparse.Namespace) -> int:
             settings=dict(given.settings),
             calibrate=given.calibrate,
             word=given.word,
+            rank=given.rank,
             out=given.out,
             image_column=given.image,
             text_columns=columns,
@@ -142,12 +147,21 @@ def show_few(made: "Explanations", console: "Console") -> None:
             console.print(
                 Text(f"  {score:>9}  {clean(word.word)}{'  does not fit' if word.flagged else ''}"), soft_wrap=True
             )
-        wrong = f"does not fit: {', '.join(row.scores.phrases)}" if row.scores.phrases else "nothing is flagged"
+        wrong = f"does not fit: {', '.join(row.scores.phrases)}" if row.scores.phrases else fits_least(row.scores)
         figures = f"CLIPScore {row.scores.clip_score:.3f} · {made.measure} {row.scores.score:.2g}"
         console.print(Text(f"\n  {clean(wrong)} · {figures}\n"), soft_wrap=True)
         if row.scores.unread:
             unread = clean(" ".join(row.scores.unread))
             print(f"the text is longer than {made.model} reads; not read: {unread}", file=sys.stderr)
+
+
+def fits_least(scores: "WordScores") -> str:
+    read = [word for word in scores.words if word.score is not None]
+    return (
+        f"nothing is flagged; fits least: {min(read, key=lambda w: w.score or 0.0).word}"
+        if read
+        else "nothing was read"
+    )
 
 
 def show_many(made: "Explanations", console: "Console", top: int) -> None:
@@ -161,3 +175,6 @@ def show_many(made: "Explanations", console: "Console", top: int) -> None:
     console.print(
         f"{flagged} of {len(read)} captions have words that do not fit; the worst {min(top, len(read))} are shown"
     )
+    cut = sum(bool(row.scores and row.scores.unread) for row in read)
+    if cut:
+        print(f"{cut} of them are longer than {made.model} reads: their last words were not read", file=sys.stderr)

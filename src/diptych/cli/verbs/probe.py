@@ -83,6 +83,9 @@ def run(given: argparse.Namespace) -> int:
     templates = given.templates
     if templates:
         templates = read_templates(templates[0] if len(templates) == 1 else templates)
+    from rich.console import Console
+
+    begun = Console(stderr=True, highlight=False)
     done = probe(
         given.system,
         models,
@@ -97,13 +100,12 @@ def run(given: argparse.Namespace) -> int:
         settings=dict(given.settings),
         device=given.device,
         out=given.out,
+        progress=lambda piece: begun.print(f"{piece} ...", style="dim", markup=False),
     )
     assert done.folder is not None
     if given.json:
         print((done.folder / "results.json").read_text("utf-8"), end="")
         return 0
-    from rich.console import Console
-
     from diptych.report import Table, Text
     from diptych.report.terminal import rich_table
 

@@ -56,6 +56,7 @@ class TransformerTower(Tower):
     """
 
     patches: Callable[[int], Tensor] | None = None  # which of so many run; set by `only_patches`
+    gate: Tensor | None = None  # a factor for each hidden channel [W]; set by `core.gates.gated`
     prefix: int = 1  # tokens before the patches of a picture
 
     def block(
@@ -84,6 +85,10 @@ class TransformerTower(Tower):
 
     def set_checkpoint(self, on: bool = True) -> None:
         self.checkpoint = on
+
+    def entering(self, hidden: Tensor) -> Tensor:
+        """Embeddings with their position codes [B, N, W], behind the gate where there is one."""
+        return hidden if self.gate is None else hidden * self.gate.to(hidden.dtype)
 
     def check(self, prompts: Prompts, taps: Sequence[Tap]) -> None:
         """Raise for prompts and taps that name a block or a place which is not there."""

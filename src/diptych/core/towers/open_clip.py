@@ -44,20 +44,33 @@ class _ResBlocks(TransformerTower):
         self, index: int, hidden: Tensor, mask: Tensor | None, probabilities: bool
     ) -> tuple[Tensor, Tensor | None]:
         block: Any = self.blocks()[index]
-        mixed, probs = self_attention(
-            block.attn, block.ln_1(hidden), mask, self.looks_back and mask is None, probabilities
-        )
-        if hasattr(block, "ln_attn"):
-            mixed = block.ln_attn(mixed)
-        hidden = hidden + block.ls_1(mixed)
-        return hidden + block.ls_2(block.mlp(block.ln_2(hidden))), probs
+        probs = None
+        if block.attn is not None:  # either part of a block may have been cut away
+            mixed, probs = self_attention(
+                block.attn, block.ln_1(hidden), mask, self.looks_back and mask is None, probabilities
+            )
+            if hasattr(block, "ln_attn"):
+                mixed = block.ln_attn(mixed)
+            hidden = hidden + block.ls_1(mixed)
+        if block.mlp is not None:
+            hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
+        return hidden, probs
+
+    def check(self, prompts: Prompts, taps: Sequence[Tap]) -> None:
+        super().check(prompts, taps)
+        for tap in taps:
+            if tap.what == "attention" and self.blocks()[tap.block].attn is None:
+                raise Unsupported(f"a tap on the attention of block {tap.block}, which was cut away")
 
     def projections(self) -> list[Projection]:
         found = []
-        for i in range(self.depth):
-            weight = f"{self.path}.{i}.attn.in_proj_weight"
+        blocks: Any = self.blocks()
+        for i, block in enumerate(blocks):
+            if block.attn is None:
+                continue
+            weight, inner = f"{self.path}.{i}.attn.in_proj_weight", len(block.attn.in_proj_weight) // 3
             for part, role in enumerate(("query", "key", "value")):
-                found.append(Projection(i, role, weight, part * self.width, (part + 1) * self.width))
+                found.append(Projection(i, role, weight, part * inner, (part + 1) * inner))
             found.append(Projection(i, "out", f"{self.path}.{i}.attn.out_proj.weight", 0, self.width))
         return found
 
@@ -108,7 +121,8 @@ class ViTImage(_ResBlocks):
         patches = visual.conv1(inputs).flatten(2).transpose(1, 2)  # [B, grid ** 2, W]
         start = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         hidden = torch.cat([start, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
-        hidden = visual.ln_pre(put_patches(hidden, [p for p in first if p.before_norm], 1))
+        hidden = self.entering(put_patches(hidden, [p for p in first if p.before_norm], 1))
+        hidden = visual.ln_pre(hidden)
         hidden = put_patches(hidden, [p for p in first if not p.before_norm], 1)
         hidden, taken = self.run_images(hidden, prompts, taps, 1)
         last = None
@@ -176,6 +190,7 @@ class TransformerText(_ResBlocks):
         codes = self.positional_embedding
         inputs = replace(inputs, end=self.find_end(inputs))
         hidden, texts = embed_words(self.embed(inputs.ids), inputs, prompts, codes[: self.context_length])
+        hidden = self.entering(hidden)
         if self.cls_emb is not None:
             start = (self.cls_emb + codes[-1]).to(hidden.dtype).expand(len(hidden), 1, -1)
             hidden = torch.cat([hidden, start], dim=1)

@@ -42,7 +42,9 @@ class Config:
     """alpha, beta: the out-of-vocabulary share of seen and of unseen classes; valid: none where a mask is empty at the
     last map (needed for ResNets). size, longest: of a picture's sides at test; crop, least, most, flip: large-scale
     jitter in training, crop 0 for whole pictures at test size, of which the maps are kept. decoder: "deformable" or
-    "pyramid". samples: points a mask in the losses. templates: around names, with {}, split by "|"; "": ViLD's 14.
+    "pyramid". samples: points a mask in the losses. unnamed: what the masks ignore is to be found too, each connected
+    area, and may be any class alike; not published, for few classes, of which else no other is found.
+    templates: around names, with {}, split by "|"; "": ViLD's 14.
     """
 
     alpha: float = 0.4
@@ -68,6 +70,7 @@ class Config:
     mask_weight: float = 5.0
     dice_weight: float = 5.0
     void_weight: float = 0.1
+    unnamed: bool = False
     steps: int = 368_750
     batch: int = 16
     rate: float = 1e-4
@@ -81,9 +84,8 @@ class FCClip(Segmenter):
     needs = "pictures with masks, ConvNet picture tower"
     trains = ("pixel decoder", "mask decoder", "class head")
     small = {  # noqa: RUF012
-        "size": 256, "longest": 512, "crop": 0, "queries": 50, "width": 128, "layers": 3, "inner": 512,
-        "encoder_layers": 2, "encoder_inner": 256, "samples": 1024, "steps": 1000, "batch": 4, "rate": 5e-4,
-        "clip": 1.0,
+        "size": 256, "longest": 512, "crop": 0, "queries": 30, "width": 64, "heads": 4, "layers": 3, "inner": 256,
+        "encoder_layers": 1, "encoder_inner": 128, "samples": 512, "steps": 1000, "batch": 2, "rate": 1e-3, "clip": 1.0,
     }  # fmt: skip
     at_test = ("alpha", "beta", "valid", "size", "longest")
     pyramid: Pyramid
@@ -104,7 +106,7 @@ class FCClip(Segmenter):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.restore(clip, records.names)
-        examples = Examples(self.pyramid, records, self.views(), c.batch, seed)
+        examples = Examples(self.pyramid, records, self.views(), c.batch, seed, c.unnamed)
         criterion = SetLoss(c.class_weight, c.mask_weight, c.dice_weight, c.void_weight, c.samples)
 
         def loss(step: int) -> dict[str, Tensor]:

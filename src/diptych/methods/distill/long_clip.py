@@ -13,6 +13,7 @@ those of `group` pairs, the published batch of one process, however many process
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from diptych.core.clip import CLIP
 from diptych.core.positions import KEPT, lengthen
 from diptych.engine.sharding import local, part_of
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, TextCut
 from diptych.losses.contrastive import softmax_contrastive
 from diptych.losses.low_rank import principal
 from diptych.losses.precision import in_float32
@@ -55,6 +56,7 @@ class LongClip(Objective):
     needs = "pairs with long captions, whose first sentence says the most important"
     untrained = "the table of positions is stretched, and nothing is trained"
     epochs = 6
+    held_out = 256
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
@@ -62,10 +64,11 @@ class LongClip(Objective):
             raise DiptychError("long_clip.group must be at least 2 and long_clip.components at least 1")
         self.start = self.moves = torch.empty(0)
         self.before = 0
+        self.found: dict[str, float] = {}
 
     @torch.no_grad()
     def prepare(self, clip: CLIP, pairs: PairsLike, seed: int) -> None:
-        self.before = clip.text.context_length
+        self.before, self.found = clip.text.context_length, self.recalls(clip)
         lengthen(clip, self.config.tokens, self.config.first)
         self.start = clip.text.get_parameter(clip.text.positions).detach().clone()
         self.moves = (torch.arange(len(self.start), device=self.start.device) >= self.config.first)[:, None]
@@ -110,7 +113,18 @@ class LongClip(Objective):
         return [
             ("tokens a text", f"{clip.text.context_length}", f"{self.before} before"),
             ("positions that stay", f"{self.config.first}", "the first, bit by bit"),
+            *((what, f"{now:.1%}", f"{self.found[what]:.1%} before") for what, now in self.recalls(clip).items()),
         ]
+
+    def recalls(self, clip: CLIP) -> dict[str, float]:
+        """R@1 among the pairs that were held out, of whole texts and of first sentences."""
+        found: dict[str, float] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TextCut)  # before: that is what is mended
+            for texts, said in (("whole texts", str), ("first sentences", first_sentence)):
+                rows = self.held.embed(clip, said=said).recalls() if self.held else {}
+                found |= {f"{way}, {texts}, R@1": rows[way][1] for way in rows if way != "mean"}
+        return found
 
 
 def first_sentence(text: str) -> str:

@@ -145,6 +145,11 @@ class Joined:
             ends.append(ends[-1] + len(rows))
         object.__setattr__(self, "starts", tuple(ends))
 
+    @property
+    def set_aside(self) -> list[Any]:
+        """What reading the sources has passed over so far."""
+        return list(dict.fromkeys(one for pairs, _ in self.parts for one in getattr(pairs, "set_aside", ())))
+
     def __len__(self) -> int:
         return self.starts[-1]
 

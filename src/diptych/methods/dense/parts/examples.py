@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from diptych.errors import DiptychError
 from diptych.methods.dense.parts.backbone import Pyramid, fitted, padded
-from diptych.methods.dense.parts.matcher import Truth
+from diptych.methods.dense.parts.matcher import UNNAMED, Truth
 from diptych.methods.dense.parts.segmenter import SegmentRecordsLike
 
 KEPT = 2 << 30  # bytes of maps and masks that stay in memory
+LEAST = 0.001  # of the picture: smaller parts of what is ignored are borders between masks
 
 
 class Unread(Exception):
@@ -61,13 +62,23 @@ class Example:
 class Examples:
     """Batches by number: a function of (seed, step). Views without jitter are kept, since the backbone is frozen.
 
+    unnamed: each connected part of what is ignored is a segment too, of the class UNNAMED, and counts.
     set_aside: pictures that cannot be read, with the reason; another stands in for them.
     """
 
-    def __init__(self, pyramid: Pyramid, records: SegmentRecordsLike, views: Views, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        records: SegmentRecordsLike,
+        views: Views,
+        batch: int,
+        seed: int,
+        unnamed: bool = False,
+    ) -> None:
         if len(records) == 0:
             raise DiptychError("no pictures with masks to learn from")
         self.pyramid, self.records, self.views, self.batch, self.seed = pyramid, records, views, batch, seed
+        self.unnamed = unnamed
         self.kept: dict[tuple[int, bool], Example] = {}
         self.bytes = 0
         self.set_aside: dict[str, str] = {}
@@ -106,6 +117,11 @@ class Examples:
             raise Unread(str(error)) from error
         segments = record.segments()
         masks, ignored = torch.as_tensor(segments.masks), torch.as_tensor(segments.ignored)
+        labels = torch.as_tensor(segments.labels, dtype=torch.int64)
+        if self.unnamed:
+            parts = connected(ignored.bool())
+            masks, ignored = torch.cat([masks.bool(), parts]), torch.zeros_like(ignored)
+            labels = torch.cat([labels, torch.full((len(parts),), UNNAMED)])
         planes = torch.cat([masks.bool(), ignored.bool()[None]])  # [N + 1, H, W]
         image, planes = self.show(image, planes, rng)
         if flip:
@@ -115,7 +131,6 @@ class Examples:
         below, right = pixels.shape[-2] - image.height, pixels.shape[-1] - image.width
         masks = F.pad(planes[:-1], (0, right, 0, below))
         ignored = F.pad(planes[-1], (0, right, 0, below), value=True)
-        labels = torch.as_tensor(segments.labels, dtype=torch.int64)
         seen = masks.flatten(1).any(1)
         device = maps[0].device
         example = Example(maps, masks[seen].to(device), ignored.to(device), labels[seen].to(device))
@@ -140,6 +155,15 @@ class Examples:
         rows = nearest(height, box[1], box[3], true[0])
         columns = nearest(width, box[0], box[2], true[1])
         return image, planes[:, rows][:, :, columns]
+
+
+def connected(area: Tensor) -> Tensor:
+    """[H, W] bool -> its connected parts [N, H, W], those of at least LEAST of the picture."""
+    from scipy.ndimage import label
+
+    numbers, count = label(area.numpy())  # type: ignore[misc]
+    parts = torch.from_numpy(numbers)[None] == torch.arange(1, count + 1)[:, None, None]
+    return parts[parts.flatten(1).sum(1) >= LEAST * area.numel()]
 
 
 def nearest(count: int, start: float, stop: float, full: int) -> Tensor:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diptych.losses.masks import (
     pairwise_bce,
@@ -21,10 +20,13 @@ from diptych.losses.masks import (
     uncertain_points,
 )
 
+UNNAMED = -1  # the label of a segment of which nobody said what it is
+
 
 @dataclass(frozen=True)
 class Truth:
-    """masks [N, H, W] float 0 or 1; labels [N] int64; counted [H, W] float, 0 where the truth is not known."""
+    """masks [N, H, W] float 0 or 1; labels [N] int64, some may be UNNAMED; counted [H, W] float, 0 where the truth is
+    not known."""
 
     masks: Tensor
     labels: Tensor
@@ -33,7 +35,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class SetLoss:
-    """Weights of classes, masks and dice; `void`: of "nothing" in the classes' cross-entropy; points a mask."""
+    """Weights of classes, masks and dice; `void`: of "nothing" in the classes' cross-entropy; points a mask.
+
+    A query that is paired with an unnamed segment learns its mask, and that it may be any class alike, but not nothing.
+    """
 
     classes: float = 2.0
     mask: float = 5.0
@@ -48,8 +53,7 @@ class SetLoss:
 
         Equal for any order of the true segments, with equal states of the generator.
         """
-        classes = logits.shape[2]
-        target = torch.full(logits.shape[:2], classes - 1, device=logits.device)
+        target = torch.full(logits.shape[:2], logits.shape[2] - 1, device=logits.device)
         found, truth, counted = [], [], []
         for b, one in enumerate(truths):
             rows, columns = self.pair(logits[b], masks[b], one, generator)
@@ -57,9 +61,7 @@ class SetLoss:
             found.append(masks[b, rows])
             truth.append((one.masks, columns))
             counted.append(one.counted.expand(len(rows), -1, -1))
-        weight = torch.ones(classes, device=logits.device)
-        weight[-1] = self.void
-        named = self.classes * F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), weight)
+        named = self.classes * self.naming(logits.float().flatten(0, 1), target.flatten())
         matched = torch.cat(found).float()
         if len(matched) == 0:  # nothing to see in any picture
             return {"class": named, "mask": masks.sum() * 0.0, "dice": masks.sum() * 0.0}
@@ -74,6 +76,14 @@ class SetLoss:
             "dice": self.dice * point_dice(read, true, known).mean(),
         }
 
+    def naming(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of logits [N, K + 1] and targets [N], weighted; of unnamed ones, with all K classes alike."""
+        logs = logits.log_softmax(-1)
+        own = logs.gather(1, target.clamp_min(0)[:, None])[:, 0]
+        value = torch.where(target == UNNAMED, logs[:, :-1].mean(1), own)
+        weight = torch.where(target == logits.shape[1] - 1, self.void, 1.0)
+        return -(weight * value).sum() / weight.sum()
+
     @torch.no_grad()
     def pair(self, logits: Tensor, masks: Tensor, truth: Truth, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The cheapest pairs of one picture: numbers of queries, rising, and of true segments (Hungarian algorithm).
@@ -85,7 +95,7 @@ class SetLoss:
         points = random_points((self.points,), generator, masks.device)
         read, true = sample(masks.float(), points), sample(truth.masks, points)
         known = sample(truth.counted[None], points)[0]
-        cost = -self.classes * logits.float().softmax(-1)[:, truth.labels]
+        cost = -self.classes * logits.float().softmax(-1)[:, truth.labels] * (truth.labels != UNNAMED)
         cost = cost + self.mask * pairwise_bce(read, true, known) + self.dice * pairwise_dice(read, true, known)
         rows, columns = linear_sum_assignment(cost.cpu().numpy())
         return torch.as_tensor(rows, device=masks.device), torch.as_tensor(columns, device=masks.device)

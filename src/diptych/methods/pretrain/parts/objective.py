@@ -40,6 +40,15 @@ class PairsLike(Protocol):
     def __getitem__(self, index: int, /) -> PairLike: ...
 
 
+class HeldLike(Protocol):
+    """Pairs that were held out. `training.held_out.HeldOut` is one."""
+
+    def embed(self, clip: CLIP, /, *, said: Callable[[str], str] = ...) -> Any:
+        """Their pictures, their texts and which belong together (`training.held_out.Embedded`); said: what is read of
+        a text."""
+        ...
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a step sees. index [B] int64, numbers of the pairs in the data; pixels [B, 3, H, W]; texts by role;
@@ -121,9 +130,10 @@ class Objective:
     texts: the roles whose tokens a batch holds; `words` fills them. needs: in words, what it asks of the data.
     heads: what it trains beside the CLIP; in checkpoints, not in the final model.
     per_process: why its loss is of each process's own rows, where a paper has it so; empty: of those of all, and
-    several processes are as one.
+    several processes are as one. reshapes: whether it changes the CLIP's parameters in the middle of a run.
     epochs: how long it is trained where nothing is said.
     untrained: in words, what `prepare` alone makes of a CLIP, where that is of use without data; its pairs are none.
+    held_out: how many pictures `facts` wants to judge by; they are not trained on, and are then in `held`.
     """
 
     Config: ClassVar[type]
@@ -133,10 +143,13 @@ class Objective:
     trains: ClassVar[tuple[str, ...]] = ("both towers", "temperature")
 
     per_process: ClassVar[str] = ""
+    reshapes: ClassVar[bool] = False
     epochs: ClassVar[float] = 32
     untrained: ClassVar[str] = ""
+    held_out: ClassVar[int] = 0
 
     heads: nn.Module | None = None
+    held: "HeldLike | None" = None
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
@@ -179,6 +192,21 @@ class Objective:
 
     def after_step(self, clip: CLIP) -> None:
         """After each update: clamps."""
+
+    def reshape(self, clip: CLIP, step: int, steps: int) -> bool:
+        """Before each step: whether the CLIP or the heads now have other parameters. The optimiser then starts afresh
+        on them, while the schedule goes on. A function of the step, the weights and the heads alone."""
+        return False
+
+    def rebuild(self, clip: CLIP, state: dict[str, Tensor]) -> bool:
+        """In a resumed run, before any weights are loaded: give the CLIP and the heads the structure that they had when
+        `state` was saved; whether it is another than `prepare` makes."""
+        return False
+
+    def rates(self, steps: int) -> dict[str, float]:
+        """Learning rates of parameters by pattern of their names (`heads.<name>`) in a run of so many steps, which no
+        schedule changes; a negative one maximises."""
+        return {}
 
     def facts(self, clip: CLIP) -> list[tuple[str, str, str]]:
         """What was gained and lost, of the finished CLIP: (what, its value, small print such as the value before)."""

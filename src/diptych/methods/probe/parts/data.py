@@ -27,7 +27,7 @@ from diptych.errors import DiptychError, nearest
 TURNED = 45.0  # degrees from upright, beyond which a thing counts as turned
 SEEN = 0.8  # share of a thing that is seen, below which the view counts as partial
 FIFTH = 0.2  # of the pictures, at both ends of what is measured of them
-TRIAL = SceneSpec(counts=(1,), textures=("solid", "striped", "dotted", "checked"), turn=180.0)
+TRIAL = SceneSpec(counts=(1,), textures=("solid", "striped", "dotted", "checked"), turn=60.0)
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,10 @@ class Data:
 
     @property
     def hash(self) -> str:
-        rows = sorted(f"{self.digests[r.id]} {r.label}" for r in self.records)
-        return hashlib.sha256("\n".join([*rows, *self.names]).encode()).hexdigest()
+        """Of all that a figure depends on: pictures, labels, words, and what is known of each."""
+        known = (self.factors, self.textures)
+        rows = sorted(f"{self.digests[r.id]} {r.label} {[k.get(r.id) for k in known]}" for r in self.records)
+        return hashlib.sha256("\n".join([*rows, *self.names, *(self.templates or ())]).encode()).hexdigest()
 
 
 # -- from what a user has ----------------------------------------------------------------------------------------------

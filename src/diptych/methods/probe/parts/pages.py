@@ -87,15 +87,15 @@ def factors(found: Mapping[str, Axes], title: str) -> list[Section]:
     for name, axes in found.items():
         rows = axes["rows"]
         words = "; ".join(f"{r['name']} {r['accuracy'][0]:.0%}" for r in rows)
-        figure = bars([(r["name"], r["accuracy"][0]) for r in rows], f"accuracy of {name} on such pictures (%)")
-        sections.append(Plot(figure, f"Accuracy by factor. {words}.", title="" if sections else title, note=note))
         table = [
             [r["name"], Cell(str(r["count"]), r["count"]), Cell(spread(r["accuracy"]), r["accuracy"][0]),
              number(r["sensitivity"], 2)]
             for r in rows
         ]  # fmt: skip
         columns = [Column("factor", number=False), Column("pictures"), Column("accuracy %"), Column("sensitivity")]
-        sections.append(Table(columns, table, half=True))
+        sections.append(Table(columns, table, title="" if sections else title, note=note, half=True))
+        figure = bars([(r["name"], r["accuracy"][0]) for r in rows], f"accuracy of {name} on such pictures (%)")
+        sections.append(Plot(figure, f"Accuracy by factor. {words}."))
         note = ""
     return sections
 
@@ -222,19 +222,19 @@ def _ordered(interval: Sequence[float]) -> tuple[float, float, float]:
 
 def places(found: Mapping[str, Axes], title: str) -> list[Section]:
     first = next(iter(found.values()))
-    columns = [Column("camera moved by"), *(Column(f"{name}, {t} patches") for name in found for t in ("1", "2"))]
+    columns = [Column("camera moved by"), *(Column(f"{name}, within {t}") for name in found for t in ("1", "2"))]
     rows = [
         [Cell(shift, float(shift)), *(Cell(percent(a["shifts"][shift][t])) for a in found.values() for t in ("1", "2"))]
         for shift in first["shifts"]
     ]
-    note = "Recall (%) of patches on a thing whose nearest patch in the other view is where they went."
+    note = "Recall (%): how many patches on a thing have their nearest patch within so many patches of where it went."
     return [Table(columns, rows, title=title, note=note)]
 
 
 def experiment(zoo: Mapping[str, Any]) -> list[Section]:
     title = "What explains it"
     if "skipped" in zoo:
-        return [Text(f"Left out: {zoo['skipped']}.", title=title)]
+        return [Text(f"left out: {zoo['skipped']}.", title=title)]
     names = sorted({key for row in zoo["rows"].values() for key in row if key not in ("tags", "baseline")})
     tags = sorted({tag for row in zoo["rows"].values() for tag in row["tags"]})
     columns = [Column("model", number=False), *(Column(t, number=False) for t in tags), *map(Column, names)]

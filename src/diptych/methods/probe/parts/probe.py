@@ -45,10 +45,18 @@ class Role:
 
 
 class Pieces:
-    """Finished figures by name: in memory, and in a folder where there is one, a JSON each, for the same identity."""
+    """Finished figures by name: in memory, and in a folder where there is one, a JSON each, for the same identity.
 
-    def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
-        self.folder = folder
+    tell: called with the name of each piece that is begun.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.tell = folder, tell
         self.memory: dict[str, Any] = {}
         if folder is None:
             return
@@ -74,6 +82,8 @@ class Pieces:
         if path is not None and path.exists():
             self.memory[name] = json.loads(path.read_text())
             return self.memory[name]
+        if self.tell:
+            self.tell(name)
         self.memory[name] = json.loads(json.dumps(work()))
         if path is not None:
             write_atomically(path, json.dumps(self.memory[name]).encode())

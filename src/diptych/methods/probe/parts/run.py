@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +50,15 @@ def probe(
     device: str | None = None,
     out: str | Path | None = None,
     keep: bool = True,
+    progress: Callable[[str], None] | None = None,
 ) -> Probed:
     """What a probe says of models on pictures.
 
     models: as `diptych.load` takes them, classifiers that `compare` saved, or objects. others: further data by role
     ("ood", "shifted", "conflict", "captions"; see the system). factors: columns of the table. tags: a table with a
     column "model" and one for each property. settings: {"robustness.bins": "10"}. out: the folder, by default one below
-    diptych-runs; keep=False writes none. Raises DiptychError for what the system cannot take.
+    diptych-runs; keep=False writes none. progress: told what is being measured.
+    Raises DiptychError for what the system cannot take.
     """
     kind: type[Probe] = find("probe", system)
     given = {"data": data, **(others or {})}
@@ -69,6 +71,7 @@ def probe(
         **{role: open_role(made, role, one, main) for role, one in given.items() if role != "data"},
     }
     identity = {
+        "format": 1,
         "system": system,
         "config": {name: list(v) if isinstance(v, tuple) else v for name, v in vars(made.config).items()},
         "models": {m.name: [m.clip.fingerprint, classifier_hash(m.classifier), dict(m.tags)] for m in opened},
@@ -78,7 +81,7 @@ def probe(
     folder = None
     if keep:
         folder = Path(out) if out is not None else default_folder(system, main, identity)
-    figures = dict(made.measure(opened, datasets, Pieces(folder, identity)))
+    figures = dict(made.measure(opened, datasets, Pieces(folder, identity, progress)))
     figures["provenance"] = provenance()
     report = made.report(figures)
     if folder is not None:
