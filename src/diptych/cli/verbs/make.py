@@ -13,7 +13,7 @@ from diptych.cli.options import Parser
 from diptych.errors import DiptychError, nearest
 from diptych.methods.discover import systems
 
-PLACE = 3
+PLACE = 6
 CONTINUES = True
 EXAMPLES = """
 diptych make long_clip --from ViT-B-16:openai --tokens 248
