@@ -18,8 +18,8 @@ number of steps, on one frame a clip: at random in training, the middle one in t
 and once, on 4 clips of each of the 91 pairs of 14 other things; prompts are then learned on 4 clips of each class of
 turns, with and without it.
 
-Everything is 40 steps of 16 clips (the bridge 120), colours as drawn and nothing flipped; rates and worlds are from seed 100.
-Mean and standard deviation over seeds: other scenes, other shots.
+Everything is 40 steps of 16 clips (the bridge 120), colours as drawn and nothing flipped. Rates and
+worlds were settled on seed 100. Mean and standard deviation over seeds: other scenes, other shots.
 """
 
 import argparse
