@@ -122,13 +122,12 @@ def of_course(name: str, course: Course, names: list[str]) -> list[Section]:
         for one, on in zip(names, last, strict=True)
     ]
     kinds = list(course.after[0]["drift"])
-    drift = [
-        [step["session"], *(points(step[of][k]) if "flip" in k else f"{step[of][k]:.1f}" for k in kinds)]
-        for of in ("drift",)
-        for step in course.after
-    ]
-    whole = course.after[-1]["drift from the start"]
-    drift.append(["from the start", *(points(whole[k]) if "flip" in k else f"{whole[k]:.1f}" for k in kinds)])
+
+    def moved(name: str, by: Mapping[str, float]) -> list[str]:
+        return [name, *(points(by[kind]) if "flip" in kind else f"{by[kind]:.1f}" for kind in kinds)]
+
+    drift = [moved(step["session"], step["drift"]) for step in course.after]
+    drift.append(moved("from the start", course.after[-1]["drift from the start"]))
     note = (
         f"On what was held out of {names[0]}, against the model before the session. Angles in degrees: how far "
         "embeddings turned, how much angles within a modality changed, and how far apart the rotations of pictures and "

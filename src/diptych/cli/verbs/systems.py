@@ -17,7 +17,7 @@ from diptych.methods.discover import describe, describe_one, find, systems
 if TYPE_CHECKING:
     from diptych.methods.discover import System
 
-PLACE = 4
+PLACE = 11
 EXAMPLES = """
 diptych systems
 diptych systems gda
