@@ -3,6 +3,7 @@
     python benchmarks/clip4dm.py scenes 0 --folder parts          # micro; seeds 0, 1, 2: sets of scenes
     python benchmarks/clip4dm.py counts 0 --folder parts          # micro; scenes with several of a kind
     python benchmarks/clip4dm.py coco 0 --folder parts --data D   # mini; D/coco-mini: 80 photos with 5 captions each
+    python benchmarks/clip4dm.py maps --folder parts --data D     # mini; maps against COCO's boxes
     python benchmarks/clip4dm.py speed 0 --folder parts           # processor time a caption
     python benchmarks/clip4dm.py report --folder parts [--write]  # all parts -> JSON
 
@@ -197,7 +198,7 @@ def calibration(scored: Sequence[Scored], share: float = 0.05) -> float:
 
 
 def evidence(cases: Sequence[Case], scored: dict[tuple[int, str], Scored]) -> dict[str, dict[str, float]]:
-    """What speaks against true and false captions (the sum below 0), and their cosines: means, and spread of the true."""
+    """What speaks against true and false captions (the sum below 0), and their cosines: means, the spread."""
     sides = {
         "true": [scored[case.picture, case.true] for case in cases],
         "false": [scored[case.picture, case.false] for case in cases],
@@ -407,6 +408,28 @@ def example(case: Case, one: Scored) -> dict[str, Any]:
     return {"true": case.true, "scores": dict(zip(case.false.split(), one.scores["clip4dm"], strict=True))}
 
 
+def coco_maps(root: Path, most: int) -> dict[str, float]:
+    """The map of "a dog" for the largest kind of object of a photo: is its strongest place in a box of that kind?"""
+    clip, photos = diptych.load("mini", "cpu"), Photos.read(root)
+    instances = json.loads((root / "annotations" / "instances_train2017.json").read_text())
+    names = {one["id"]: one["name"] for one in instances["categories"]}
+    hits, shares = [], []
+    for photo in sorted(photos.there)[:most]:
+        every = [one for one in instances["annotations"] if one["image_id"] == photo]
+        kind = max(every, key=lambda one: one["area"])["category_id"]
+        image = open_picture(photos.files[photo])
+        heat = Clip4DM(clip).heat(image, f"a {names[kind]}")
+        side, short = heat.shape[0], min(image.size)
+        inside = torch.zeros(side, side, dtype=torch.bool)
+        for x, y, width, height in (one["bbox"] for one in every if one["category_id"] == kind):
+            centres = (torch.arange(side) + 0.5) * short / side  # of the map's cells, in the centre crop
+            across, down = centres + (image.width - short) / 2, centres + (image.height - short) / 2
+            inside |= ((down >= y) & (down <= y + height))[:, None] & ((across >= x) & (across <= x + width))[None]
+        hits.append(bool(inside.flatten()[heat.argmax()]))
+        shares.append(inside.double().mean().item())
+    return {"photos": len(hits), "hits": statistics.mean(hits), "share": statistics.mean(shares)}
+
+
 # -- speed -------------------------------------------------------------------------------------------------------------
 
 
@@ -457,7 +480,7 @@ def blend(values: Sequence[Any]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("scenes", "counts", "coco", "speed", "report"))
+    parser.add_argument("part", choices=("scenes", "counts", "coco", "maps", "speed", "report"))
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--data", type=Path)
@@ -473,6 +496,8 @@ def main() -> None:
             if made is None:
                 print("not all photos are scored yet: the same words go on")
                 return
+        elif given.part == "maps":
+            made = coco_maps(given.data / "coco-mini", given.most)
         elif given.part == "speed":
             made = speed(given.seed)
         else:
@@ -482,7 +507,7 @@ def main() -> None:
         print(json.dumps(blend([made]), indent=1))
         return
     result: dict[str, Any] = {}
-    for part in ("scenes", "counts", "coco", "speed"):
+    for part in ("scenes", "counts", "coco", "maps", "speed"):
         found = [json.loads(path.read_text()) for path in sorted(given.folder.glob(f"{part}-*.json"))]
         if found:
             result[part] = {"seeds": len(found), **blend(found)}

@@ -1,7 +1,7 @@
 """What a CLIP as it is knows of places: the untrained segmenter, and true masks named in one pass or one by one.
 
     python benchmarks/conv_scenes.py CONV                        # first: the ConvNet-CLIP that knows scenes
-    python benchmarks/dense_clip.py DATA CONV --out OUT --write  # some ten CPU minutes; parts that are in OUT are kept
+    python benchmarks/dense_clip.py DATA CONV --out OUT --write  # some two CPU minutes; parts that are in OUT are kept
 
 DATA holds camvid/ and coco-mini/. "dense": the untrained segmenter, `dense_clip`, on CamVid's test frames and COCO's
 photos with `mini`, on scenes with the ConvNet and with `micro`, three seeds of scenes. Sizes are chosen on CamVid's
@@ -38,7 +38,6 @@ from diptych.engine.provenance import provenance
 from diptych.files import write_atomically
 from diptych.methods.dense.dense_clip import Config, DenseCLIP
 from diptych.methods.dense.parts.evaluate import evaluate
-from diptych.methods.dense.parts.vocabulary import Vocabulary
 from diptych.metrics.segmentation import SemanticScores
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "dense_clip.json"
@@ -46,7 +45,9 @@ SEEDS = (0, 1, 2)
 CHOICE = 900  # the seed of the scenes that sizes are chosen on
 UNSEEN = replace(SPEC, combinations="unseen", counts=(1, 2))
 ONE = replace(SPEC, side=64, counts=(1,), sizes=("large",))  # what micro knows
-SIZES = {"camvid": (224, 320, 448, 640), "scenes": (128, 192, 256, 384), "micro": (64, 96, 128)}
+SIZES = {"camvid": (224, 320, 448, 640), "scenes": (128, 192, 256), "micro": (64, 96, 128)}
+DRAWN = "a {}"  # the template of drawn scenes; photos have the default
+COUNT, PHOTOS = 20, 16  # scenes a set; photos of COCO
 PIECES = 50
 ASKED = 5.0
 GREY = (127, 127, 127)
@@ -56,8 +57,12 @@ Masks = NDArray[np.bool_]
 # -- the untrained segmenter -------------------------------------------------------------------------------------------
 
 
+def segmenter_of(clip: CLIP, size: int) -> DenseCLIP:
+    return DenseCLIP(Config(size=size, templates="" if clip.name == "mini" else DRAWN)).fit(clip)
+
+
 def miou(clip: CLIP, records: SegmentRecords, size: int) -> float:
-    scores, segmenter = SemanticScores(len(records.names)), DenseCLIP(Config(size=size)).fit(clip)
+    scores, segmenter = SemanticScores(len(records.names)), segmenter_of(clip, size)
     for record in records:
         truth = torch.from_numpy(record.segments().semantic())
         scores.add(segmenter.segment(record.picture(), records.names).semantic(), truth)
@@ -85,7 +90,7 @@ def most_common(records: SegmentRecords) -> int:
 
 
 def judged(clip: CLIP, records: SegmentRecords, size: int, common: int) -> dict[str, Any]:
-    figures = evaluate(DenseCLIP(Config(size=size)).fit(clip), records, shown=0).figures()
+    figures = evaluate(segmenter_of(clip, size), records, shown=0).figures()
     return {name: round(100 * v, 2) for name, v in figures.items() if v == v} | know_nothing(records, common)
 
 
@@ -135,7 +140,7 @@ Namer = Callable[[Image.Image, Masks], Tensor]
 
 def naming(clip: CLIP, records: SegmentRecords, namer: Namer) -> dict[str, float]:
     """Percent of true masks that get their name, and mIoU of what they paint."""
-    texts, right, things = Vocabulary.of(clip, records.names), [], []
+    texts, right, things = segmenter_of(clip, 0).vocabulary(records.names), [], []
     scores = SemanticScores(len(records.names))
     for record in records:
         truth = record.segments()
@@ -218,7 +223,7 @@ def twice_the_size(conv: CLIP) -> dict:
             size = times_ * clip.preprocess.size
             runs = [
                 naming(clip, records, lambda image, masks, c=clip, n=namer, s=size: n(c, image, masks, s))["things"]
-                for records in drawn(ONE, 60)[1]
+                for records in drawn(ONE, 2 * COUNT)[1]
             ]
             result[f"{clip.name} at {size}"] = summary(runs)
     return result
@@ -243,11 +248,13 @@ def parts(data: Path, conv: Path) -> dict[str, Callable[[], dict]]:
         return diptych.load("mini")
 
     def scenes() -> CLIP:
-        return diptych.load(str(conv / "scenes" / "model"))
+        clip = diptych.load(str(conv / "scenes" / "model"))
+        clip.name = "conv_scenes"
+        return clip
 
     def coco() -> dict:
         root = data / "coco-mini"
-        records = coco_instances(root / "annotations" / "instances_train2017.json", root / "train2017")
+        records = coco_instances(root / "annotations" / "instances_train2017.json", root / "train2017")[:PHOTOS]
         clip = mini()
         size = 2 * clip.preprocess.size  # the default: there are no other photos to choose on
         figures = judged(clip, records, size, records.names.index("person"))
@@ -259,13 +266,13 @@ def parts(data: Path, conv: Path) -> dict[str, Callable[[], dict]]:
         }
 
     return {
-        "dense camvid": lambda: dense_on(mini(), SIZES["camvid"], camvid(data, "train")[::4], [camvid(data, "test")]),
+        "dense camvid": lambda: dense_on(mini(), SIZES["camvid"], camvid(data, "train")[::8], [camvid(data, "test")]),
         "dense coco": coco,
-        "dense scenes": lambda: dense_on(scenes(), SIZES["scenes"], *drawn(SPEC, 40)),
-        "dense unseen": lambda: dense_on(scenes(), SIZES["scenes"], *drawn(UNSEEN, 40)),
-        "dense micro": lambda: dense_on(diptych.load("micro"), SIZES["micro"], *drawn(ONE, 40)),
+        "dense scenes": lambda: dense_on(scenes(), SIZES["scenes"], *drawn(SPEC, COUNT)),
+        "dense unseen": lambda: dense_on(scenes(), SIZES["scenes"], *drawn(UNSEEN, COUNT)),
+        "dense micro": lambda: dense_on(diptych.load("micro"), SIZES["micro"], *drawn(ONE, COUNT)),
         "masks camvid": lambda: masks_on(mini(), SIZES["camvid"], camvid(data, "train")[::4], [camvid(data, "test")]),
-        "masks scenes": lambda: masks_on(scenes(), SIZES["scenes"], *drawn(SPEC, 40)),
+        "masks scenes": lambda: masks_on(scenes(), SIZES["scenes"], *drawn(SPEC, COUNT)),
         "twice the size": lambda: twice_the_size(scenes()),
     }
 

@@ -14,8 +14,8 @@ arms are micro trained further, with the same pairs, steps and order:
 A long caption names the one large thing of a scene; then come sentences that say nothing of the picture until 77 tokens
 are full; then the two medium things and the ground. Pictures of the test are of 8 large things, so that what tells them
 apart stands after token 77. In the training half of the first sentences name all that is there, as short captions do.
-All test scenes are held out. Short captions are those that micro was trained on (held-out scenes, 4 sets of 256), short
-prompts its 140 classes ("a large red circle", 700 scenes): the tests of its card.
+All test scenes are held out. Short captions are of the kind that micro was trained on (4 sets of 256 scenes), short
+prompts its 140 classes ("a large red circle", 700 scenes), as in its card.
 
 Runs are kept in --out, and what is done is not done again. About a minute of one core an arm.
 """

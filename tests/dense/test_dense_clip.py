@@ -76,18 +76,30 @@ def test_street_scenes_with_mini(data: Path) -> None:
     assert scores.miou > 2 * max(one.miou for one in constant)
 
 
-def test_masks_are_shares_at_the_pictures_size(micro: CLIP) -> None:
+def test_each_class_has_the_pixels_that_it_wins(micro: CLIP) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
-    found = DenseCLIP().fit(micro).segment(image, ["red circle|red disc", "grass"], things=["red circle|red disc"])
-    assert found.masks.shape == (2, 50, 90) and found.names == ("red circle", "grass") and found.things == (True, False)
-    torch.testing.assert_close(found.masks.sum(0), torch.ones(50, 90))
-    again = DenseCLIP().fit(micro).segment(image, ["grass", "red circle|red disc"])
-    torch.testing.assert_close(again.masks.flip(0), found.masks, rtol=0, atol=1e-5)
-    alone = [DenseCLIP().fit(micro).segment(image, [word, "grass"]).masks for word in ("red circle", "red disc")]
-    odds = [masks[0].log() - masks[1].log() for masks in alone]
-    both = found.masks[0].log() - found.masks[1].log()
-    inside = both[2:-2, 2:-2]  # the best synonym is taken at each place, before any resizing
-    assert (inside >= torch.minimum(*odds)[2:-2, 2:-2] - 1e-3).all()
+    names = ["red circle|red disc", "grass", "blue star"]
+    found = DenseCLIP().fit(micro).segment(image, names, things=names[:1])
+    assert found.names == ("red circle", "grass", "blue star") and found.things == (True, False, False)
+    assert found.masks.sum(0).eq(1).all(), "every pixel has one class"
+    torch.testing.assert_close(found.scores.sum(1), torch.ones(len(found.masks)))
+    labels = found.scores.argmax(1)
+    assert labels.tolist() == found.semantic().unique().tolist()
+    for mask, label in zip(found.masks, labels, strict=True):
+        assert torch.equal(mask > 0, found.semantic() == label)
+    ids, segments = found.panoptic()
+    assert ids.min() > 0 and [segment.label for segment in segments] == labels.tolist(), "nothing is left out"
+
+
+def test_the_best_synonym_counts(micro: CLIP) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    segmenter = DenseCLIP(Config(size=64)).fit(micro)
+    one, other, both = (
+        segmenter.logits(image, segmenter.vocabulary((word, "grass")))[0]
+        for word in ("red circle", "blue star", "red circle|blue star")
+    )
+    assert (both >= torch.maximum(one, other) - 1e-4).all(), "at each place, before it is resized"
+    assert float(both.max()) == pytest.approx(float(torch.maximum(one, other).max()), abs=1e-4)
 
 
 def test_one_window_is_the_tower_itself(micro: CLIP) -> None:
@@ -99,7 +111,10 @@ def test_one_window_is_the_tower_itself(micro: CLIP) -> None:
         dense = micro.image.dense(micro.preprocess(image)[None])[0]  # [8, 8, D]
     cosines = F.normalize(dense, dim=-1) @ rows.T
     logits = F.interpolate(micro.logit_scale * cosines.permute(2, 0, 1)[None], (64, 64), mode="bilinear")[0]
-    torch.testing.assert_close(segmenter.segment(image, names).masks, logits.softmax(0), rtol=0, atol=1e-4)
+    found = segmenter.segment(image, names)
+    assert torch.equal(found.semantic(), logits.argmax(0))
+    for mask, scores in zip(found.masks, found.scores, strict=True):
+        torch.testing.assert_close(scores, logits.softmax(0)[:, mask > 0].mean(1), rtol=0, atol=1e-5)
 
 
 def test_sizes_and_windows() -> None:

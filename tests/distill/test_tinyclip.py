@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from train_world import World, batch_of, make_clip, scene_accuracy
 from train_world import train as plain_train
 
+import diptych
 from diptych.core.clip import CLIP
 from diptych.core.gates import Gates
 from diptych.core.surgery import TOWERS, Shape, cut, leading
@@ -124,7 +126,7 @@ def test_gates_close_as_often_as_they_say():
 def test_the_expected_size_is_exact_for_decided_gates_and_the_mean_of_draws_otherwise():
     shape = Shape(12, (3, 2), (20, 7), 4)
     gates = Concrete(shape)
-    assert float(gates.size()) == pytest.approx(shape.parameters, rel=2e-3)
+    assert gates.size().item() == pytest.approx(shape.parameters, rel=2e-3)
     torch.manual_seed(0)
     with torch.no_grad():
         for a in gates.parameters():
@@ -139,7 +141,7 @@ def test_the_expected_size_is_exact_for_decided_gates_and_the_mean_of_draws_othe
     for _ in range(draws):
         heads, units = tuple(map(count, chances.heads)), tuple(map(count, chances.units))
         total += Shape(count(chances.hidden), heads, units, 4).parameters / draws
-    assert float(gates.size()) == pytest.approx(total, rel=0.02)
+    assert gates.size().item() == pytest.approx(total, rel=0.02)
 
 
 def test_the_least_likely_are_closed_in_each_block():
@@ -160,7 +162,7 @@ def test_the_least_likely_are_closed_in_each_block():
 def test_a_smaller_size_is_free_and_a_larger_one_costs_by_both_towers_multipliers():
     sized = Sized({name: Shape(12, (3,), (20,), 4) for name in TOWERS}, 2 * Shape(12, (3,), (20,), 4).parameters)
     share = sized.share()
-    assert float(sized.penalty(1.0)) == 0
+    assert sized.penalty(1.0).item() == 0
     with torch.no_grad():
         sized.multipliers.copy_(torch.tensor([[1.0, 5.0], [3.0, 7.0]]))
     excess = share - 0.6
@@ -285,8 +287,43 @@ def test_gates_of_a_step_are_the_same_for_every_chunk_of_a_batch():
     whole, part = tiny.embed(clip, batch), tiny.embed(clip, batch.rows(slice(2, 5)))
     torch.testing.assert_close(part["image"], whole["image"][2:5], rtol=1e-4, atol=1e-5)
     other = tiny.embed(clip, batch_of(tiny, clip, world, list(range(8)), step=6))
-    assert float((other["image"] - whole["image"]).abs().max()) > 1e-2
+    assert (other["image"] - whole["image"]).abs().max().item() > 1e-2
     assert isinstance(next(iter(tiny.heads.each()))[1].sample(torch.Generator()), Gates)
+
+
+@pytest.mark.parametrize("stop", [5, 9])
+def test_a_run_stopped_before_or_after_the_cut_ends_as_one_that_was_not(stop: int, tmp_path: Path):
+    """Cut before step 6; checkpoints every 4 steps. And what is said at the end, of pairs that were held out."""
+    given: dict[str, Any] = {
+        "settings": FROZEN, "keep": 0.5, "steps": 12, "batch": 8, "rate": 1e-3, "save_every": 4, "workers": 0,
+        "device": "cpu",
+    }  # fmt: skip
+
+    def at(step: int) -> Any:
+        def progress(row: dict[str, float], plan: Any) -> None:
+            if row["step"] == step:
+                raise KeyboardInterrupt
+
+        return progress
+
+    whole = diptych.make("tinyclip", make_clip(0, WIDE), World(64), out=tmp_path / "whole", **given)
+    with pytest.raises(KeyboardInterrupt):
+        diptych.make("tinyclip", make_clip(0, WIDE), World(64), out=tmp_path / "run", progress=at(stop), **given)
+    again = diptych.make("tinyclip", make_clip(0, WIDE), World(64), out=tmp_path / "run", **given)
+    assert again.clip.fingerprint == whole.clip.fingerprint
+    assert diptych.load(str(tmp_path / "run" / "model"), "cpu").fingerprint == whole.clip.fingerprint
+    said = {what: value for what, value, _ in again.facts}
+    assert {"parameters", "of the blocks' parameters", "speed of pictures", "affinities apart"} <= set(said)
+    assert said["parameters"] == f"{sum(p.numel() for p in whole.clip.parameters()):,}"
+    notes = {what: note for what, _, note in again.facts}
+    assert "of 6 held-out pictures" in notes["text to image, R@1"]
+
+
+def test_a_manual_cut_needs_no_data(tmp_path: Path):
+    made = diptych.make("tinyclip", make_clip(0, WIDE), settings={"tinyclip.mode": "manual"}, out=tmp_path / "run")
+    assert not made.rows and made.forms["open_clip"] == "yes"
+    assert [what for what, _, _ in made.facts][:2] == ["parameters", "of the blocks' parameters"]
+    assert diptych.load(str(tmp_path / "run" / "model"), "cpu").image.width == 48
 
 
 # -- its effect --------------------------------------------------------------------------------------------------------

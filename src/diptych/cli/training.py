@@ -35,8 +35,9 @@ def data_options(parser: Parser, needed: bool = True) -> None:
 def training_options(parser: Parser) -> None:
     add = parser.add_argument
     add("--steps", type=read.whole("--steps"), metavar="N", help="updates of the weights")
-    add("--epochs", type=read.positive("--epochs"), metavar="N", help="instead: times through the data (default 32)")
-    add("--batch", type=read.whole("--batch", 2), metavar="N", help="pairs a step (default 256)")
+    add("--epochs", type=read.positive("--epochs"), metavar="N",
+        help="instead: times through the data (default: the published)")  # fmt: skip
+    add("--batch", type=read.whole("--batch", 2), metavar="N", help="pairs a step (default: the published)")
     add("--rate", type=read.positive("--rate"), metavar="R", help="the peak learning rate (default: the published)")
     add("--set", type=read.train_setting, action="append", default=[], metavar="S.F=V", dest="settings",
         help="a setting of the system (clip.max_scale=50) or of the recipe (recipe.weight_decay=0.1)")  # fmt: skip

@@ -10,7 +10,7 @@ from diptych.cli.options import Parser
 from diptych.errors import DiptychError
 from diptych.paths import cache_dir
 
-PLACE = 6
+PLACE = 13
 EXAMPLES = """
 diptych cache --size
 diptych cache --clear

@@ -10,7 +10,7 @@ import json
 from diptych.cli import options as read
 from diptych.cli.options import Parser
 
-PLACE = 5
+PLACE = 12
 EXAMPLES = """
 diptych doctor mini
 diptych doctor ViT-B-32:laion2b_s34b_b79k

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diptych.comparison.explanations import Explanations
     from diptych.methods.explain.parts.explainer import WordScores
 
-PLACE = 5
+PLACE = 3
 CONTINUES = True
 TOP = 10  # of a table
 EXAMPLES = """

@@ -12,7 +12,7 @@ from diptych.cli import options as read
 from diptych.cli.options import Parser
 from diptych.errors import DiptychError, nearest
 
-PLACE = 3
+PLACE = 10
 FORMS = ("open_clip", "huggingface", "onnx", "diptych")
 EXAMPLES = """
 diptych export winner.safetensors --onnx out/

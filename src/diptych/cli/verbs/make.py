@@ -13,11 +13,13 @@ from diptych.cli.options import Parser
 from diptych.errors import DiptychError, nearest
 from diptych.methods.discover import systems
 
-PLACE = 3
+PLACE = 6
 CONTINUES = True
 EXAMPLES = """
 diptych make long_clip --from ViT-B-16:openai --tokens 248
 diptych make long_clip --from ViT-B-16:openai --data captions.csv --text long_caption --out longer
+diptych make tinyclip --from micro --keep 0.5 --data scenes:4096
+diptych make tinyclip --from ViT-B-16:openai --keep 0.25 --set tinyclip.stages=0.5 --data "shards/{000..099}.tar"
 diptych make long_clip --from micro --data ./photos-with-texts --epochs 2 --batch 128 --rate 1e-5
 """
 

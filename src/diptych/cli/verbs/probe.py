@@ -15,7 +15,7 @@ from diptych.cli.options import Parser
 from diptych.errors import DiptychError, nearest
 from diptych.methods.discover import systems
 
-PLACE = 6
+PLACE = 8
 CONTINUES = True
 EXAMPLES = """
 diptych probe robustness mini ./photos

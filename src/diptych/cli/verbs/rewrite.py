@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from diptych.data.rewrite_store import RewriteReport
 
-PLACE = 4
+PLACE = 9
 CONTINUES = True
 SHOWN = 3  # examples at the end
 EXAMPLES = """

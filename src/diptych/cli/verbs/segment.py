@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from diptych.comparison.segment import Segmented
 
-PLACE = 5
+PLACE = 4
 CONTINUES = "--fit"
 EXAMPLES = """
 diptych segment photo.jpg --labels "road, car|van, tree, sky" --out overlay.png

@@ -17,7 +17,7 @@ from diptych.methods.discover import describe, describe_one, find, systems
 if TYPE_CHECKING:
     from diptych.methods.discover import System
 
-PLACE = 4
+PLACE = 11
 EXAMPLES = """
 diptych systems
 diptych systems gda
@@ -58,6 +58,7 @@ def run(given: argparse.Namespace) -> int:
         for family, verb in VERBS.items():
             if found := describe(family):
                 show(verb, found)
+        print("\n`diptych systems NAME` shows a method's settings; `--set NAME.FIELD=VALUE` changes one.")
     return 0
 
 
@@ -85,9 +86,6 @@ def show(verb: str, found: "list[System]") -> None:
         facts = f"needs {needs} · trains {trains} · works on {cost} · new classes: {new}"
         facts += f" · several processes: {each[name]}" if each[name] else ""
         console.print(Padding(facts, (0, 0, 0, 2)), style="dim")
-    console.print(
-        "\n`diptych systems NAME` shows a method's settings; `--set NAME.FIELD=VALUE` changes one.", style="dim"
-    )
 
 
 def show_one(system: "System") -> None:

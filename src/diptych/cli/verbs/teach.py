@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from diptych.training.stream import Taught
 
-PLACE = 4
+PLACE = 7
 CONTINUES = True
 EXAMPLES = """
 diptych teach mod_x --from ViT-B-32:openai --data coco.csv --data flickr.csv --rate 1e-5

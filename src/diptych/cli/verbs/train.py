@@ -14,7 +14,7 @@ from diptych.cli.options import Parser
 from diptych.errors import DiptychError, nearest
 from diptych.methods.discover import systems
 
-PLACE = 3
+PLACE = 5
 CONTINUES = True
 EXAMPLES = """
 diptych train clip --data scenes:4096 --model ViT-S-16 --epochs 2

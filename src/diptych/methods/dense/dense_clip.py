@@ -54,11 +54,16 @@ class DenseCLIP(Segmenter):
 
     @torch.no_grad()
     def segment(self, image: Image.Image, names: Sequence[str], things: Sequence[str] | None = None) -> Segmentation:
-        """One mask a class: its share of the softmax over classes at each pixel, at CLIP's own scale."""
+        """One mask a class that wins anywhere: where it does. Its scores are the mean there of the softmax over
+        classes, at CLIP's own scale."""
         texts = self.vocabulary(tuple(names))
         logits = F.interpolate(self.logits(image, texts)[None], image.size[::-1], mode="bilinear")[0]
+        shares = logits.softmax(0).flatten(1)  # [K, H W]
+        winner = shares.argmax(0)
+        masks = (winner == winner.unique()[:, None]).float()  # [Q, H W]
+        scores = masks @ shares.T / masks.sum(1, keepdim=True)
         counted = tuple(things is None or name in things for name in names)
-        return Segmentation(logits.softmax(0), torch.eye(len(names)), texts.names, counted)
+        return Segmentation(masks.unflatten(1, image.size[::-1]), scores, texts.names, counted)
 
     def vocabulary(self, names: tuple[str, ...]) -> Vocabulary:
         """The rows of these names; those of the last call are kept."""
