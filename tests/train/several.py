@@ -134,6 +134,8 @@ def measure(run: Run) -> dict[str, Any]:
 def every_system(clip: CLIP, folder: str, strategy: Strategy) -> None:
     found = {}
     for name in [*systems("pretrain"), *systems("distill"), *VARIANTS]:
+        if strategy == "fsdp" and find_objective(name.partition(",")[0]).reshapes:
+            continue  # refused, with the reason
         found[name] = measure(run_of(name.partition(",")[0], clip, strategy, VARIANTS.get(name, {})))
     if os.environ["RANK"] == "0":
         torch.save(found, f"{folder}/{strategy}-{os.environ['WORLD_SIZE']}.pt")

@@ -67,7 +67,9 @@ def test_any_number_of_processes_is_one(measured: Callable[[str], Found], name: 
     """Losses and norms of three steps, every gradient of the first (the temperature's and the heads' too), all weights
     and their average after the last."""
     if name in SYSTEMS and find_objective(name).per_process:
-        pytest.skip(f"{name}: {find('pretrain', name).per_process}")
+        pytest.skip(f"{name}: {find_objective(name).per_process}")
+    if way.startswith("fsdp") and name in SYSTEMS and find_objective(name).reshapes:
+        pytest.skip(f"{name} cuts its model as it goes, which fsdp cannot have")
     one, many = measured("ddp-1")[name], measured(way)[name]
     for right, found in zip(one["losses"], many["losses"], strict=True):
         assert found == pytest.approx(right, rel=0, abs=1e-6)
@@ -94,7 +96,7 @@ def test_settings_that_save_memory_change_nothing(measured: Callable[[str], Foun
 
 def test_each_process_holds_half(measured: Callable[[str], Found]):
     one, parts = measured("ddp-1"), measured("fsdp-2")
-    for name in SYSTEMS:
+    for name in (name for name in SYSTEMS if not find_objective(name).reshapes):
         assert parts[name]["held"] < 0.51 * one[name]["held"]
         assert parts[name]["moments"] < 0.52 * one[name]["moments"]
         assert parts[name]["sharded"] > 50 and not one[name]["sharded"]
