@@ -110,6 +110,7 @@ def cut_closed(tower: Tower, gates: Gates) -> None:
         body.token_embedding.weight *= hidden
         body.positional_embedding *= hidden
     for block, heads, units in zip(body.blocks(), gates.heads, gates.units, strict=True):
+        last: Any
         for last, each in last_maps(block, heads, units):
             last.weight *= hidden[:, None] * each
             last.bias *= hidden

@@ -139,7 +139,7 @@ def cut(tower: Tower, kept: Kept) -> None:
         else:
             narrow(body, "text_projection", 0, hidden)
         blocks, norms = body, [body.ln_final]
-    stay = [body.blocks()[i] for i in kept.blocks]
+    stay: list[Any] = [body.blocks()[i] for i in kept.blocks]
     blocks.resblocks = nn.ModuleList(stay)
     for block, heads, units in zip(stay, kept.heads, kept.units, strict=True):
         block.attn = cut_attention(block.attn, hidden, heads, before.head) if len(heads) else None

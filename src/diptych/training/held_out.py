@@ -65,9 +65,9 @@ class HeldOut:
         parts = [self.pictures[i : i + BATCH] for i in range(0, len(self.pictures), BATCH)]
         with ThreadPoolExecutor(max(1, workers)) as pool:
             images = torch.cat([clip.encode_image(pixels).float().cpu() for pixels in pool.map(load, parts)])
-        said = clip.encode_text(list(texts)).float().cpu()
+        words = clip.encode_text(list(texts)).float().cpu()
         clip.train(training)
-        return Embedded(F.normalize(images, dim=1), F.normalize(said, dim=1), own)
+        return Embedded(F.normalize(images, dim=1), F.normalize(words, dim=1), own)
 
 
 def hold_out(pairs: PairsLike, count: int | None, seed: int) -> tuple[Joined, HeldOut]:

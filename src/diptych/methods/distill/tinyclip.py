@@ -221,7 +221,7 @@ class TinyClip(Objective):
             cut(clip.towers[name], leading(Shape(width, tuple(heads), tuple(units), now.head)))  # type: ignore[arg-type]
         self.stage = int(state["stage"])
         self.changed(clip)
-        self.heads = Sized(self.shapes, self.whole) if bool(state["gated"]) else None
+        self.heads = Sized(self.shapes, self.whole) if bool(state["gated"]) else None  # pyright: ignore[reportIncompatibleVariableOverride]
         return True
 
     def facts(self, clip: CLIP) -> Facts:

@@ -23,7 +23,7 @@ from diptych.core.clip import CLIP
 from diptych.core.edits import Edits, TowerEdits
 from diptych.core.heads import TextRows
 from diptych.core.text import TextRecipe, class_tokens
-from diptych.core.tower import Prompt, Tokens
+from diptych.core.tower import Prompt, Tokens, Tower
 from diptych.data.support import Support
 from diptych.engine.loop import Cosine, Optimiser, train
 from diptych.errors import DiptychError, nearest
@@ -168,11 +168,12 @@ def start(clip: CLIP, bridge: Edits, log_scale: Tensor, config: Config, seed: in
                 learned[f"{name} prompt {block}"] = first.clone() if given else noise
     else:
         for name in TOWERS[config.tune]:
-            tower, changed = getattr(clip, name), bridge.of(name).parameters(getattr(clip, name))
+            tower: Tower = getattr(clip, name)
+            weights: dict[str, Tensor] = {**dict(tower.named_parameters()), **bridge.of(name).parameters(tower)}
             frozen = word_table(clip) if name == "text" else None
-            for parameter, weight in tower.named_parameters():
+            for parameter, weight in weights.items():
                 if parameter != frozen:
-                    learned[f"{name} {parameter}"] = changed.get(parameter, weight).detach().clone()
+                    learned[f"{name} {parameter}"] = weight.detach().clone()
         if config.tune == "both":
             learned["temperature"] = log_scale.clone()
     return {name: tensor.requires_grad_() for name, tensor in learned.items()}
