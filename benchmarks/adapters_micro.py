@@ -245,9 +245,9 @@ def checks(found: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield "maple: HM at least coop's", mean("maple", "maple HM") >= mean("maple", "coop HM")
         yield f"{long}: base at least 5 points above zero-shot", mean("maple", f"{long} base") >= zero + 5
         yield f"{long}: HM at least coop's", mean("maple", f"{long} HM") >= mean("maple", "coop HM")
-        few, many = mean("maple", f"{long} HM"), mean("maple", f"{long}, 16 tokens, depth 1 HM")
+        few, many = mean("maple", f"{long} HM"), mean("maple", f"{long}, 16 tokens HM")
         yield f"{long}: HM at least that of coop with 2 tokens", few >= mean("maple", "coop, 2 tokens HM")
-        yield f"{long}, 16 tokens, depth 1: HM at least coop's", many >= mean("maple", "coop HM")
+        yield f"{long}, 16 tokens: HM at least coop's", many >= mean("maple", "coop HM")
     if "lora" in found:
         yield "lora, 4 shots above zero-shot", mean("lora", "4 shots") > mean("lora", "zero-shot")
     if "dclip" in found:
