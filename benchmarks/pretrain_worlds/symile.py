@@ -16,8 +16,8 @@ from diptych.data.pairs import Pair
 from diptych.data.scenes import Scenes, SceneSpec, Triples, TripleSpec
 from diptych.data.scenes.grammar import Phrase, say_phrase
 from diptych.methods.pretrain.symile import Symile
+from diptych.methods.settings import changed
 from diptych.training.folder import TrainingFolder
-from diptych.training.plan import changed
 from diptych.training.run import Trained
 
 SHAPES, COLOURS = ("circle", "cross", "ring", "triangle"), ("red", "yellow", "green", "blue", "pink", "black")

@@ -181,18 +181,15 @@ def usable(pairs: Pairs) -> "Iterator[tuple[Any, str]]":
 
 def configured(declared: "type[Explainer]", clip: "CLIP", settings: Mapping[str, Any]) -> Any:
     """The system's settings for this CLIP, some of them changed. Raises DiptychError naming the nearest valid one."""
-    from diptych.methods.adapt.parts.adapter import parse
+    from diptych.methods.settings import changed
 
-    config = declared.config_for(clip)
-    known = asdict(config)
+    own: dict[str, Any] = {}
     for key, value in settings.items():
         name, dot, field = key.partition(".")
         if not dot or name != declared.system():
             raise DiptychError(f"--set {key}: this run has the settings {declared.system()}.FIELD")
-        if field not in known:
-            raise DiptychError(f'{name} has no setting "{field}"{nearest(field, known)}')
-        config = replace(config, **{field: parse(value, known[field], key)})
-    return config
+        own[field] = value
+    return changed(declared.config_for(clip), own, declared.system())
 
 
 # -- the work ----------------------------------------------------------------------------------------------------------

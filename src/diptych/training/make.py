@@ -9,9 +9,9 @@ from diptych.core.load import EMBEDDED, load
 from diptych.errors import DiptychError, nearest
 from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.parts.objective import PairLike, PairsLike
+from diptych.methods.settings import changed
 from diptych.training.folder import TrainingFolder
 from diptych.training.outcome import Trained, write_model
-from diptych.training.plan import changed
 from diptych.training.run import train
 
 NEED_DATA = ("steps", "epochs", "batch", "rate", "evaluate", "check")

@@ -1,7 +1,7 @@
 """From what was asked for to what a run is: the objective, the recipe, the steps. Mistakes are found here, at once."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from diptych.engine.loop import Cosine, Group, Optimiser
 from diptych.errors import DiptychError, nearest
-from diptych.methods.adapt.parts.adapter import parse
 from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.parts.objective import Objective, Recipe
+from diptych.methods.settings import changed
 from diptych.training.batches import Order
 
 
@@ -115,22 +115,6 @@ def make_plan(
         save,
         eval_every or max(1, steps // 10),
     )
-
-
-def changed(config: Any, settings: Mapping[str, Any], where: str) -> Any:
-    """A Config with some fields set from words. Raises DiptychError naming the field and the nearest valid one."""
-    known = asdict(config)
-    found: dict[str, Any] = {}
-    for name, given in settings.items():
-        if name not in known:
-            raise DiptychError(f'{where} has no setting "{name}"{nearest(name, known)}')
-        example = known[name]
-        if isinstance(example, (tuple, list)):
-            words: Sequence[Any] = given.split(",") if isinstance(given, str) else list(given)
-            found[name] = tuple(parse(word, example[0], f"{where}.{name}") for word in words)
-        else:
-            found[name] = parse(given, example, f"{where}.{name}")
-    return replace(config, **found)
 
 
 def matching(names: Mapping[str, Any], patterns: str, what: str) -> list[str]:

@@ -28,13 +28,14 @@ from diptych.losses.contrastive import groups_of
 from diptych.methods.continual.parts.learner import Learner, Session, SessionRecipe
 from diptych.methods.discover import find, systems
 from diptych.methods.pretrain.parts.objective import Batch, Objective, PairsLike
+from diptych.methods.settings import changed
 from diptych.metrics import drift
 from diptych.training.base import open_model
 from diptych.training.batches import Batches, Order
 from diptych.training.card import write_card
 from diptych.training.folder import TrainingFolder
 from diptych.training.held_out import Embedded, HeldOut, hold_out
-from diptych.training.plan import Plan, changed
+from diptych.training.plan import Plan
 from diptych.training.run import Row, Run, digest, to
 
 Say = Callable[[str], None]

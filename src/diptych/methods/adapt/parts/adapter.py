@@ -24,6 +24,7 @@ from diptych.core.heads import Head
 from diptych.core.text import ENSEMBLE, TextRecipe
 from diptych.data.support import CROP, Support
 from diptych.errors import DiptychError, Unsupported, nearest
+from diptych.methods.settings import parse
 
 FEW = 16  # shots a class: the most that the few-shot papers publish
 LOGITS = 2**27  # of all settings together that a choice holds in memory
@@ -331,17 +332,3 @@ def configure(adapter: type[Adapter], settings: Mapping[str, str | Sequence[str]
         parsed = tuple(parse(word, example, f"{adapter.system()}.{name}") for word in words)
         changed[name] = parsed[0] if len(parsed) == 1 else parsed
     return adapter(replace(config, **changed))
-
-
-def parse(word: Any, example: Any, where: str) -> Any:
-    """A word as the type of the field's default. Raises DiptychError saying what would be right."""
-    if not isinstance(word, str):
-        word = str(word)
-    word = word.strip()
-    try:
-        if isinstance(example, bool):
-            return {"true": True, "false": False}[word.lower()]
-        return type(example)(word)
-    except (KeyError, ValueError) as error:
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[type(example)]
-        raise DiptychError(f'{where} takes {wanted}, not "{word}"') from error

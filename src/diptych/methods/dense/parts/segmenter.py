@@ -5,7 +5,7 @@ Shapes: Q masks of a picture, K classes, H x W pixels.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,7 +17,7 @@ from diptych.core.classifier import Base
 from diptych.core.clip import CLIP
 from diptych.errors import DiptychError, Unsupported, nearest
 from diptych.files import atomic
-from diptych.methods.adapt.parts.adapter import parse
+from diptych.methods.settings import changed
 
 FORMAT = 1
 FEW = 5000  # pictures: below, the published schedules would see each of them thousands of times
@@ -208,13 +208,11 @@ class Segmenter:
 
     def changed(self, settings: Mapping[str, str]) -> "Segmenter":
         """Itself with other settings; once fitted, of those in `at_test`. Raises DiptychError naming the valid ones."""
-        known = self.at_test if self.module is not None else [f.name for f in fields(self.config)]
-        for name in settings:
-            if name not in known:
-                after = " after the fit" if self.module is not None else ""
-                raise DiptychError(f'{self.system()} has no setting "{name}"{after}{nearest(name, known)}')
-        new = {k: parse(v, getattr(self.config, k), f"{self.system()}.{k}") for k, v in settings.items()}
-        self.config = replace(self.config, **new)
+        late = [name for name in settings if self.module is not None and name not in self.at_test]
+        if late:
+            known = nearest(late[0], self.at_test)
+            raise DiptychError(f'{self.system()} has no setting "{late[0]}" after the fit{known}')
+        self.config = changed(self.config, settings, self.system())
         return self
 
     def restore(self, clip: CLIP, names: tuple[str, ...]) -> nn.Module:

@@ -6,7 +6,7 @@ can be drawn again without measuring. Long work goes through `Pieces`: what is f
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,7 @@ from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.errors import DiptychError, nearest
 from diptych.files import write_atomically
+from diptych.methods.settings import changed
 from diptych.report import Report
 
 
@@ -149,25 +150,4 @@ def configure(probe: type[Probe], settings: Mapping[str, str]) -> Probe:
 
     Raises DiptychError naming the field, its type, and the nearest valid one.
     """
-    config: Any = probe.Config()
-    known = {f.name: getattr(config, f.name) for f in fields(config)}
-    changed = {}
-    for name, word in settings.items():
-        if name not in known:
-            raise DiptychError(f'{probe.system()} has no setting "{name}"{nearest(name, known)}')
-        default, where = known[name], f"{probe.system()}.{name}"
-        if isinstance(default, tuple):
-            changed[name] = tuple(_parse(one, default[0], where) for one in str(word).split(","))
-        else:
-            changed[name] = _parse(str(word), default, where)
-    return probe(replace(config, **changed))
-
-
-def _parse(word: str, example: Any, where: str) -> Any:
-    try:
-        if isinstance(example, bool):
-            return {"true": True, "false": False}[word.strip().lower()]
-        return type(example)(word.strip())
-    except (KeyError, ValueError) as error:
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[type(example)]
-        raise DiptychError(f'{where} takes {wanted}, not "{word}"') from error
+    return probe(changed(probe.Config(), settings, probe.system()))
