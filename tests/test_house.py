@@ -23,11 +23,12 @@ SOURCE = ROOT / "src" / "diptych"
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a file imports from its own floor and those below.
 FLOORS = (
-    "errors", "paths", "files", "report", "losses", "metrics", "core", "data", "engine", "methods", "comparison",
-    "training", "cli", "__main__",
+    "errors", "paths", "files", "report", "losses", "metrics", "core", "data", "engine", "search", "methods",
+    "comparison", "training", "curation", "cli", "__main__",
 )  # fmt: skip
 SYSTEMS = systems("adapt")
-NEW = [(f, name) for f in ("distill", "continual", "dense", "explain", "video", "probe") for name in systems(f)]
+OTHERS = ("distill", "continual", "dense", "explain", "video", "probe", "curate")
+NEW = [(f, name) for f in OTHERS for name in systems(f)]
 
 
 def name_of(path: Path) -> str:

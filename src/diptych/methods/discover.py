@@ -23,6 +23,7 @@ PROTOCOLS = {  # family -> the module below methods/ and the class in it
     "dense": ("dense.parts.segmenter", "Segmenter"),
     "video": ("adapt.parts.adapter", "Adapter"),
     "probe": ("probe.parts.probe", "Probe"),
+    "curate": ("curate.parts.pipeline", "Pipeline"),
 }
 
 

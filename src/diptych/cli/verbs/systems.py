@@ -32,6 +32,7 @@ VERBS = {
     "dense": "diptych segment: which pixel is what",
     "explain": "diptych explain: which words fit a picture",
     "probe": "diptych probe: how far a CLIP can be trusted",
+    "curate": "diptych curate: a better set of pictures with texts",
 }
 HEADER = ("method", "what it does", "needs", "trains", "works on", "new classes")
 
