@@ -7,6 +7,7 @@ exact, in memory; above that it goes through Lance's IVF_PQ with exact re-rankin
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 TABLE, MEASURED = "pictures", "measured"
 EXACT_BYTES = 3 << 30  # of vectors; 2 million rows of 384 numbers
+SETTLED = 100_000_000  # nanoseconds after which a file's time of change is taken to be its last
 DEEP = 100  # of each ranking, at least, when vectors and full text are combined
 
 
@@ -44,6 +46,8 @@ class Index:
         self.model, self.dim = Model(**about["model"]), int(about["dim"])
         self.exact: Exact | None = None
         self.seen = -1  # the table's version that `exact` holds
+        self.seen_state: int | None = None
+        self.probes: int | None = None  # lists of Lance's index a query looks into; None: not read yet
         self.lock = threading.RLock()
 
     # -- opening -------------------------------------------------------------------------------------------------------
@@ -242,12 +246,11 @@ class Index:
         return [near[one] for one in order if one in near]
 
     def by_vector(self, query: np.ndarray, k: int, where: Filter | None) -> list[Hit]:
-        if self.is_large:
+        if self.exact is None and self.is_large:
             return self.by_lance(query, k, where)
         exact = self.refresh()
         places, scores = exact.top(query, k, None if where is None else where.mask(exact.rows))
-        rows = exact.rows.take(places).to_pylist()
-        return [Hit(row["id"], float(score), row) for row, score in zip(rows, scores, strict=True)]
+        return [Hit(row["id"], float(score), row) for row, score in zip(exact.cells(places), scores, strict=True)]
 
     def by_words(self, text: str, k: int, where: Filter | None) -> list[str]:
         """Ids by BM25."""
@@ -261,8 +264,10 @@ class Index:
     def by_lance(self, query: np.ndarray, k: int, where: Filter | None, probes: int = 0) -> list[Hit]:
         """Through Lance's index, re-ranked by exact cosines; without one, through all rows on disk."""
         if not probes:
-            measured = self.measured()
-            probes = measured.probes if measured else 0
+            if self.probes is None:
+                measured = self.measured()
+                self.probes = measured.probes if measured else 0
+            probes = self.probes
         search = self.table.search(query).distance_type("cosine").select([*self.columns, "_distance"])
         if probes:
             search = search.nprobes(probes).refine_factor(REFINE)
@@ -277,6 +282,9 @@ class Index:
 
     def refresh(self) -> Exact:
         """The rows in memory, as they are on disk now: what others wrote is read, and no more than that."""
+        state = self.state()
+        if self.exact is not None and state is not None and state == self.seen_state:
+            return self.exact
         with self.lock:
             self.table.checkout_latest()
             version, names = self.table.version, [*self.columns]
@@ -286,8 +294,18 @@ class Index:
                 self.exact = self.read_all(names)
             elif version != self.seen:
                 self.exact = self.read_changes(self.exact, names)
-            self.seen = version
+            self.seen, self.seen_state = version, state
             return self.exact
+
+    def state(self) -> int | None:
+        """When the table was last written to, in nanoseconds; None where that cannot be told from the folder.
+
+        File systems keep time in steps of some milliseconds, so a very recent time is no sure sign.
+        """
+        if "://" in self.uri:
+            return None
+        changed = os.stat(Path(self.uri).expanduser() / f"{TABLE}.lance" / "_versions").st_mtime_ns
+        return changed if time.time_ns() - changed > SETTLED else None
 
     def read_all(self, names: list[str]) -> Exact:
         import pyarrow as pa
@@ -296,7 +314,7 @@ class Index:
         exact = Exact.empty(self.dim, self.table.schema.empty_table().select(names), len(self))
         for batch in rows:
             exact = exact.added(vectors_of(batch), pa.Table.from_batches([batch.select(names)]))
-        return exact
+        return Exact(exact.room, exact.count, exact.rows.combine_chunks())
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(vectors [N, D], ids [N]) of all rows, some thousands at a time."""
@@ -358,6 +376,7 @@ class Index:
         return last and Measured(**json.loads(last["found"]))
 
     def note(self, found: Measured) -> None:
+        self.probes = found.probes
         row = [{"at": time.time_ns(), "found": json.dumps(asdict(found))}]
         if MEASURED in tables_of(self.database):
             self.database.open_table(MEASURED).add(row)
