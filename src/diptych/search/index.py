@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 TABLE, MEASURED = "pictures", "measured"
 EXACT_BYTES = 3 << 30  # of vectors; 2 million rows of 384 numbers
+PIECES = 20  # of the table on disk, beyond which they are joined
 SETTLED = 100_000_000  # nanoseconds after which a file's time of change is taken to be its last
 DEEP = 100  # of each ranking, at least, when vectors and full text are combined
 
@@ -39,11 +40,14 @@ class Index:
     """Open one with `Index.open`, make one with `Index.create`. Searches may run in several threads beside a writer."""
 
     def __init__(self, database: Any, table: Any, uri: str) -> None:
-        about = json.loads((table.schema.metadata or {}).get(b"diptych", b"{}"))
-        if about.get("format") != FORMAT:
-            raise DiptychError(f"{uri} is no index of diptych of format {FORMAT}; `diptych index` makes one")
+        try:
+            about = json.loads((table.schema.metadata or {})[b"diptych"])
+            self.model, self.dim, made = Model(**about["model"]), int(about["dim"]), about["format"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DiptychError(f"{uri} was not made by diptych; `diptych index` makes an index") from error
+        if made != FORMAT:
+            raise DiptychError(f"{uri} has format {made}; this diptych reads {FORMAT}")
         self.uri, self.database, self.table = uri, database, table
-        self.model, self.dim = Model(**about["model"]), int(about["dim"])
         self.exact: Exact | None = None
         self.seen = -1  # the table's version that `exact` holds
         self.seen_state: int | None = None
@@ -78,7 +82,11 @@ class Index:
         database = connect(uri)
         if TABLE not in tables_of(database):
             raise DiptychError(f"{uri} holds no index; `diptych index PICTURES --db {uri}` makes one")
-        return cls(database, database.open_table(TABLE), str(uri))
+        try:
+            table = database.open_table(TABLE)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DiptychError(f"the index at {uri} is damaged: {str(error).splitlines()[0][:300]}") from error
+        return cls(database, table, str(uri))
 
     @classmethod
     def exists(cls, uri: str | Path) -> bool:
@@ -348,7 +356,8 @@ class Index:
                 self.index_words()
             if self.is_large and "vector" not in kinds:
                 self.index_vectors()
-            self.table.optimize()
+            if self.table.stats()["fragment_stats"]["num_fragments"] > PIECES:  # it writes them all anew
+                self.table.optimize(cleanup_older_than=timedelta(hours=1))
             measured = self.measured()
             if len(self) and (measured is None or abs(len(self) - measured.rows) > 0.1 * measured.rows):
                 self.note(measure(self))
