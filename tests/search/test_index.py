@@ -220,7 +220,7 @@ def test_beyond_the_size_for_exact_search_lance_is_probed_and_recall_measured(tm
     index.tidy()
     measured = index.info.measured
     assert measured and measured.kind == "ivf_pq" and measured.probes > 0
-    assert 0.97 <= measured.recall10 <= 1
+    assert 0.95 <= measured.recall10 <= 1
     assert index.exact is None  # nothing of it was read into memory
     found = {hit.id for hit in index.search(vectors[7], 10, where=index.filter("width >= 1000"))}
     scores = vectors[1000:] @ vectors[7]
