@@ -5,7 +5,7 @@
 PHOTOS is a folder of photos at least 640 pixels wide, such as COCO's; crops of them make JPEGs of 640 x 480. Both sides
 read, decode, resize to 224 by bicubic, crop, normalise and embed; ours writes the index too. They take turns, a part of
 the pictures each round, first the one, then the other. open_clip gets the better of 0 and 2 loading processes, tried
-before. The network is a timm EfficientNet-Lite0 in open_clip's `CustomTextCLIP` with the weights and the head of `mini`:
+before. The network is a timm EfficientNet-Lite0 in open_clip's `CustomTextCLIP`, with the weights and head of `mini`:
 
 - "mini": ours is `mini`, the same weights with the batch norms folded into the convolutions;
 - "same modules": ours is that very open_clip model, loaded from a folder of open_clip's layout.

@@ -95,7 +95,12 @@ class Index:
     # -- what is in it -------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return self.table.count_rows()
+        return self.latest().count_rows()
+
+    def latest(self) -> Any:
+        """The table as it is now, whoever wrote to it."""
+        self.table.checkout_latest()
+        return self.table
 
     @property
     def columns(self) -> dict[str, str]:
@@ -140,16 +145,17 @@ class Index:
     def select(self, where: Filter | None = None, columns: Sequence[str] | None = None) -> "pa.Table":
         """The rows for which the filter is true, as an Arrow table; `vector` is a column like others."""
         chosen = [*self.columns] if columns is None else list(columns)
-        query = self.table.search().select(chosen)
+        query = self.latest().search().select(chosen)
         if where is not None:
             query = query.where(where.sql())
         return query.limit(None).to_arrow().select(chosen)
 
     def fetch(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
+        table = self.latest()
         for start in range(0, len(ids), 500):
             some = ", ".join(literal(one) for one in ids[start : start + 500])
-            query = self.table.search().where(f"`id` IN ({some})").select(columns).limit(None)
+            query = table.search().where(f"`id` IN ({some})").select(columns).limit(None)
             found |= {row["id"]: row for row in query.to_arrow().to_pylist()}
         return [found[one] for one in ids if one in found]
 
@@ -264,7 +270,7 @@ class Index:
         """Ids by BM25."""
         if not any("text" in index.columns for index in self.table.list_indices()):
             self.index_words()
-        query = self.table.search(text, query_type="fts").select(["id", "_score"])
+        query = self.latest().search(text, query_type="fts").select(["id", "_score"])
         if where is not None:
             query = query.where(where.sql(), prefilter=True)
         return query.limit(k).to_arrow()["id"].to_pylist()
@@ -276,7 +282,7 @@ class Index:
                 measured = self.measured()
                 self.probes = measured.probes if measured else 0
             probes = self.probes
-        search = self.table.search(query).distance_type("cosine").select([*self.columns, "_distance"])
+        search = self.latest().search(query).distance_type("cosine").select([*self.columns, "_distance"])
         if probes:
             search = search.nprobes(probes).refine_factor(REFINE)
         if where is not None:
@@ -290,11 +296,11 @@ class Index:
 
     def refresh(self) -> Exact:
         """The rows in memory, as they are on disk now: what others wrote is read, and no more than that."""
-        state = self.state()
-        if self.exact is not None and state is not None and state == self.seen_state:
-            return self.exact
+        state, exact = self.state(), self.exact
+        if exact is not None and state is not None and state == self.seen_state:
+            return exact
         with self.lock:
-            self.table.checkout_latest()
+            self.latest()
             version, names = self.table.version, [*self.columns]
             if self.exact is not None and self.exact.rows.column_names != names:
                 self.exact = None
@@ -350,7 +356,7 @@ class Index:
     def tidy(self) -> None:
         """After much was added: join the pieces on disk, bring the indices of words and vectors up to date, measure."""
         with self.lock:
-            self.table.checkout_latest()
+            self.latest()
             kinds = {index.columns[0] for index in self.table.list_indices()}
             if "text" not in kinds and self.table.count_rows("`text` IS NOT NULL"):
                 self.index_words()
