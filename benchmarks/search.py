@@ -337,7 +337,7 @@ def main() -> None:
         "build_seconds": seconds,
         "filters": found,
         "updates": updates(work, rows),
-        "provenance": provenance(),
+        "provenance": provenance() | {"command": ["search.py", "WORK/captions", *sys.argv[2:]]},
     }
     print(json.dumps(result["updates"], indent=1))
     write_atomically(RESULTS / "search.json", (json.dumps(result, indent=1) + "\n").encode())
