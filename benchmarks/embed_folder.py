@@ -8,8 +8,8 @@ the pictures each round, each going first as often. open_clip runs with 0 and wi
 round the faster counts. The network is timm's EfficientNet-Lite0 in open_clip's `CustomTextCLIP`, with the weights and
 the head of `mini`:
 
-- "mini": ours is `mini`, the same weights with the batch norms folded into the convolutions;
-- "same modules": ours runs the very modules of that open_clip model.
+- "mini": ours is `mini`, the same network in its own modules;
+- "same modules": ours is given the very modules of that open_clip model, whose norms it folds (`core/fold.py`).
 
 The check: cosines between the embeddings of both sides.
 """

@@ -26,10 +26,13 @@ class Encoder:
     """model: what it is called in an index, with its hash; clip: what computes."""
 
     def __init__(self, clip: "CLIP", classifier: str = "") -> None:
+        from diptych.core.fold import folded
+
         preprocess = hashlib.sha256(json.dumps(asdict(clip.preprocess), sort_keys=True).encode()).hexdigest()[:32]
         self.clip = clip
         self.model = Model(clip.name, clip.fingerprint, clip.source, classifier, preprocess)
         self.dim = clip.embed_dim
+        self.tower = folded(clip.image, clip.preprocess.size)
 
     @classmethod
     def open(cls, model: str, device: str | None = None, base: str | None = None) -> "Encoder":
@@ -74,7 +77,7 @@ class Encoder:
         import torch
 
         with torch.inference_mode():
-            return units(self.clip.encode_image(torch.stack(list(pixels))).float().cpu().numpy())
+            return units(self.tower(torch.stack(list(pixels)).to(self.clip.device)).embedding.float().cpu().numpy())
 
     def picture(self, data: bytes) -> np.ndarray:
         """-> a unit vector [D]. Raises BadPicture."""
