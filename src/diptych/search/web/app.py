@@ -1,6 +1,6 @@
 """The explorer's web application: the page, and the JSON API that it uses and that others may use.
 
-    app = create_app(Index.open("my.lance"), clip)      # for uvicorn or any ASGI server
+    app = create_app(Index.open("my.lance"), encoder)      # for uvicorn or any ASGI server
 
 It fetches nothing from anywhere: a picture is searched by handing it in, not by its address.
 """
@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Annotated, Any
 
-from diptych.core.clip import CLIP
 from diptych.data.pictures import BadPicture
 from diptych.errors import DiptychError, missing_extra
+from diptych.search.encoder import Encoder
 from diptych.search.export import extension
 from diptych.search.index import Index
+from diptych.search.sources import picture_at
 
 try:
     from fastapi import FastAPI, Path, Query, Request, Response
@@ -40,7 +41,6 @@ KINDS = {".html", ".css", ".js", ".svg", ".webmanifest"}
 FOR_GOOD = "private, max-age=31536000, immutable"
 UPLOADS = 4  # bodies in memory at a time
 MIME = {"jpg": "image/jpeg", "tif": "image/tiff", "pgm": "image/x-portable-graymap"}
-Reader = Callable[[dict[str, Any]], bytes]
 Id = Annotated[str, Query(max_length=4096)]
 PICTURE_BODY = {
     "requestBody": {
@@ -52,18 +52,15 @@ PICTURE_BODY = {
 
 def create_app(
     index: Index,
-    clip: CLIP,
+    encoder: Encoder,
     *,
     host: str = "127.0.0.1",
     safe: bool = False,
-    read: Reader | None = None,
     thumbs: Thumbs | None = None,
 ) -> FastAPI:
     """host: where the server will listen; it decides which names it answers to and whether people are told where files
-    lie. safe: nothing that is not known to be safe leaves the server. read: a row's picture, its bytes."""
-    index.check(model_of(clip, index))
-    explorer = Explorer(index, clip, safe=safe, local=is_loopback(host))
-    read = read or picture_of
+    lie. safe: nothing that is not known to be safe leaves the server."""
+    explorer = Explorer(index, encoder, safe=safe, local=is_loopback(host))
     thumbs = thumbs or Thumbs()
     downloads = Downloads(read)
     searching = Batcher(explorer.answer)
@@ -117,7 +114,7 @@ def create_app(
         async with uploads:
             data = await request.body()
             token, image = await in_thread(decoders, upload, data)
-            pixels = await in_thread(decoders, clip.preprocess, image)
+            pixels = await in_thread(decoders, encoder.clip.preprocess, image)
         await seeing((token, pixels))
         return Uploaded(picture=token, width=image.width, height=image.height)
 
@@ -174,6 +171,13 @@ def create_app(
         return JSONResponse({"error": f"{where}: {what}" if where else what}, 422)
 
     return app
+
+
+def read(row: dict[str, Any]) -> bytes:
+    """A row's picture. Raises BadPicture."""
+    if not row.get("path"):
+        raise BadPicture("the index does not say where it is")
+    return picture_at(row["path"])
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:

@@ -7,15 +7,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from diptych.core.clip import CLIP
 from diptych.errors import DiptychError
+from diptych.search.encoder import Encoder, combined
 from diptych.search.filters import Filter, literal
 from diptych.search.fold import fold
 from diptych.search.index import Index
@@ -23,10 +21,12 @@ from diptych.search.web.facets import facets_of
 from diptych.search.web.reading import Reading, Slice
 from diptych.search.web.schema import DEEPEST, About, Answer, Ask, Condition, Found, Question, Space
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SAFE = "punsafe <= 0.5"  # LAION-5B's cut; a row without the score is not known to be safe
 WINDOWS = (120, 360, 840, 1800, 3600, 6000, DEEPEST)  # how deep a ranking is read; a page is folded in whole windows
 FRESH = 1.0  # seconds for which the index is taken to be as it was
-AGAINST = 0.5  # weight of what a picture should not show
 INTERNAL = ("digest", "mtime")  # columns that say nothing to people
 PLACES = ("path", "source")  # columns that tell about this machine
 Vector = NDArray[np.float32]
@@ -100,13 +100,14 @@ def deepen(ranking: Ranking, part: Callable[[int, int], Slice], most: int, foldi
 
 
 class Explorer:
-    """index and its own model. safe: nothing that is not known to be safe leaves it, whatever is asked. local: only
+    """An index and its own model. safe: nothing that is not known to be safe leaves it, whatever is asked. local: only
     people at this machine ask, who may know where its files lie."""
 
-    def __init__(self, index: Index, clip: CLIP, *, safe: bool = False, local: bool = True) -> None:
+    def __init__(self, index: Index, encoder: Encoder, *, safe: bool = False, local: bool = True) -> None:
         if safe and "punsafe" not in index.columns:
             raise DiptychError(f"--safe needs the score punsafe, which {index.uri} does not have")
-        self.index, self.clip, self.safe, self.local = index, clip, safe, local
+        index.check(encoder.model)
+        self.index, self.encoder, self.safe = index, encoder, safe
         self.hidden = frozenset(INTERNAL if local else (*INTERNAL, *PLACES))
         self.reading = Reading(index)
         self.version, self.refreshed = index.table.version, time.monotonic()
@@ -253,16 +254,14 @@ class Explorer:
     def encode(self, texts: Sequence[str]) -> None:
         fresh = [text for text in dict.fromkeys(texts) if self.texts.find(text) is None]
         if fresh:
-            for text, vector in zip(fresh, units(self.clip.encode_text(fresh)), strict=True):
+            for text, vector in zip(fresh, self.encoder.texts(fresh), strict=True):
                 self.texts.keep(text, vector)
 
-    def encode_pictures(self, pictures: Sequence[tuple[str, Tensor]]) -> list[str]:
+    def encode_pictures(self, pictures: Sequence[tuple[str, "Tensor"]]) -> list[str]:
         """(token, pixels [3, S, S]) -> the tokens, by which questions may name them."""
         fresh = {token: pixels for token, pixels in pictures if self.pictures.find(token) is None}
         if fresh:
-            with torch.no_grad():
-                found = units(self.clip.encode_image(torch.stack(list(fresh.values()))))
-            for token, vector in zip(fresh, found, strict=True):
+            for token, vector in zip(fresh, self.encoder.pictures(list(fresh.values())), strict=True):
                 self.pictures.keep(token, vector)
         return [token for token, _ in pictures]
 
@@ -273,7 +272,7 @@ class Explorer:
         return found
 
     def vector_of(self, question: Question) -> Vector:
-        """The query: the mean direction of all that is wanted, less half of what is not."""
+        """The query, [D]."""
         wanted = [self.text_vector(question.text)] if question.text else []
         if question.picture:
             found = self.pictures.find(question.picture)
@@ -287,13 +286,10 @@ class Explorer:
             if len(seen) < len(set(question.like)):
                 raise Forgotten("a picture to be like is not in the index")
             wanted += seen
-        query = np.sum(wanted, axis=0) / len(wanted) if wanted else np.zeros(self.index.dim, np.float32)
-        if question.without:
-            query = query - AGAINST * self.text_vector(question.without)
-        length = float(np.linalg.norm(query))
-        if not length:
-            raise DiptychError("what is wanted and what is not cancel out")
-        return (query / length).astype(np.float32)
+        unwanted = [self.text_vector(question.without)] if question.without else []
+        if not wanted:
+            return -unwanted[0]
+        return combined(wanted, unwanted).astype(np.float32)
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
@@ -337,10 +333,6 @@ def kind_of(question: Question) -> str:
 
 class Forgotten(DiptychError):
     """What was there once is not any more."""
-
-
-def units(embeddings: Tensor) -> Vector:
-    return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu().numpy()
 
 
 def is_safe(row: Mapping[str, Any]) -> bool:
