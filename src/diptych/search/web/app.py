@@ -41,7 +41,9 @@ KINDS = {".html", ".css", ".js", ".svg", ".webmanifest"}
 FOR_GOOD = "private, max-age=31536000, immutable"
 UPLOADS = 4  # bodies in memory at a time
 MIME = {"jpg": "image/jpeg", "tif": "image/tiff", "pgm": "image/x-portable-graymap"}
-Id = Annotated[str, Query(max_length=4096)]
+Id = Annotated[str, Query(max_length=4096, description="of a row of the index")]
+Side = Annotated[int, Query(description=f"pixels of the longer side at most: one of {', '.join(map(str, SIDES))}")]
+Version = Annotated[str, Query(max_length=64, description="as a search answered it: the browser may keep the picture")]
 PICTURE_BODY = {
     "requestBody": {
         "required": True,
@@ -119,7 +121,7 @@ def create_app(
         return Uploaded(picture=token, width=image.width, height=image.height)
 
     @app.get("/thumb", summary="A picture of the index, small, as JPEG", response_class=Response)
-    async def thumb(request: Request, id: Id, side: Annotated[int, Query()] = SIDES[0], v: str = "") -> Response:
+    async def thumb(request: Request, id: Id, side: Side = SIDES[0], v: Version = "") -> Response:
         if side not in SIDES:
             raise HTTPException(422, f"side: one of {', '.join(map(str, SIDES))}")
         row = explorer.rows.find(id) or await in_thread(decoders, row_of, id)

@@ -86,7 +86,7 @@ async function more() {
 function say({ matching, results }, milliseconds) {
   const near = state.text || state.like.length || state.picture || state.without;
   const all = matching === about.rows ? many(matching, "picture") : `${count(matching)} of ${many(about.rows, "picture")}`;
-  $("status").textContent = near ? `${all} · ${Math.round(milliseconds)} ms` : all;
+  $("status").replaceChildren(all, near ? el("span", { textContent: ` · ${Math.round(milliseconds)} ms` }) : "");
   const empty = $("empty");
   empty.hidden = results.length > 0;
   if (results.length) return;

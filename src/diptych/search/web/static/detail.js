@@ -23,10 +23,8 @@ function show(at) {
   picture.hidden = false;
   picture.alt = grid.caption(item);
   picture.src = api.thumb(id, version, 1600);
-  if (row.width && row.height) {
-    picture.width = row.width;
-    picture.height = row.height;
-  }
+  picture.style.maxWidth = row.width ? `${2 * row.width}px` : ""; // a small picture is not blown up into a blur
+  picture.style.maxHeight = row.height ? `${2 * row.height}px` : "";
   $("detail-caption").textContent = grid.caption(item);
   $("detail-original").href = api.original(id);
   $("detail-copy").hidden = !row.text;

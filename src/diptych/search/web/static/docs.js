@@ -19,7 +19,7 @@ function kind(schema = {}) {
 }
 
 const line = (name, schema, about) => el("tr", {}, el("td", { textContent: name }), el("td", { textContent: kind(schema) }),
-  el("td", { textContent: [about, schema?.default !== undefined && schema.default !== null ? `(${JSON.stringify(schema.default)})` : ""].filter(Boolean).join(" ") }));
+  el("td", { textContent: [about, ![undefined, null, ""].includes(schema?.default) ? `(${JSON.stringify(schema.default)})` : ""].filter(Boolean).join(" ") }));
 const table = (lines) => el("table", {}, el("tbody", {}, ...lines));
 
 function call(path, method, what) {

@@ -80,6 +80,7 @@ function words({ column, kind, values }) {
 function numbers({ column, least, most, counts }) {
   const whole = Number.isInteger(least) && Number.isInteger(most) && most - least > 20;
   const step = whole ? 1 : Number(((most - least) / 200).toPrecision(1));
+  const hair = (most - least) * 1e-5; // a slider's value is rounded by the browser
   const now = () => state.filters[column] ?? {};
   const text = el("output", {});
   const range = (end) => el("input", {
@@ -108,13 +109,13 @@ function numbers({ column, least, most, counts }) {
     const [from, to] = [Number(low.value), Number(high.value)];
     const width = (most - least) / counts.length;
     drawn.forEach((bar, i) => bar.classList.toggle("in", least + (i + 1) * width >= from && least + i * width <= to));
-    const [cutLow, cutHigh] = [from > least, to < most];
+    const [cutLow, cutHigh] = [from > least + hair, to < most - hair];
     text.textContent = cutLow && cutHigh ? `${shown(from)} – ${shown(to)}` : cutLow ? `from ${shown(from)}` : cutHigh ? `to ${shown(to)}` : "any";
   };
   const later = debounced(() => {
     const bounds = {};
-    if (Number(low.value) > least) bounds.least = round(Number(low.value), true);
-    if (Number(high.value) < most) bounds.most = round(Number(high.value), false);
+    if (Number(low.value) > least + hair) bounds.least = round(Number(low.value), true);
+    if (Number(high.value) < most - hair) bounds.most = round(Number(high.value), false);
     condition(column, Object.keys(bounds).length ? bounds : null);
   }, 250);
   for (const input of [low, high]) {
