@@ -91,6 +91,11 @@ class Index:
         return {f.name: KINDS[str(f.type)] for f in self.table.schema if f.name != "vector"}
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """name -> the Arrow type of its cells, likewise."""
+        return {f.name: str(f.type) for f in self.table.schema if f.name != "vector"}
+
+    @property
     def info(self) -> Info:
         return Info(self.model, self.dim, len(self), self.measured())
 
@@ -117,7 +122,7 @@ class Index:
         known = {row["id"]: row["vector"] for row in self.fetch(ids, ["id", "vector"])}
         for identifier in ids:
             if identifier not in known:
-                raise DiptychError(f'{self.uri} has no picture "{identifier}"')
+                raise DiptychError(f'{self.uri} has no picture with the id "{identifier}"')
         return np.array([known[one] for one in ids], np.float32).reshape(-1, self.dim)
 
     def select(self, where: Filter | None = None, columns: Sequence[str] | None = None) -> "pa.Table":
