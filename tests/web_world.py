@@ -31,7 +31,7 @@ def picture(colour: tuple[int, int, int], size: tuple[int, int] = (64, 48), seed
     return out.getvalue()
 
 
-def make_index(root: Path, each: int = 10, changes: Mapping[int, Mapping[str, Any]] = {}) -> tuple[Index, Encoder]:  # noqa: B006
+def make_index(root: Path, each: int = 10, changes: Mapping[int, Mapping[str, Any]] = {}) -> tuple[Index, Encoder]:
     """`each` pictures of each colour; row i is NAMES[i % 4]; changes: of row i. Every fifth is unsafe."""
     encoder = Encoder(colour_clip())
     index = Index.create(root / "my.lance", encoder.model, encoder.dim)

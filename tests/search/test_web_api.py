@@ -53,7 +53,9 @@ def test_a_text_finds_in_the_order_of_a_plain_product(world, ask):
     _, index, encoder, _ = world
     query = encoder.texts(["a blue thing"])[0].astype(np.float64)
     rows = index.select(None, ["id", "vector"])
-    scores = {i: float(np.dot(v, query)) for i, v in zip(rows["id"].to_pylist(), rows["vector"].to_pylist(), strict=True)}
+    scores = {
+        i: float(np.dot(v, query)) for i, v in zip(rows["id"].to_pylist(), rows["vector"].to_pylist(), strict=True)
+    }
     expected = sorted(scores, key=lambda i: -scores[i])
     answer = ask(text="a blue thing", limit=40)
     assert ids(answer) == expected and answer["matching"] == 40 and answer["next"] is None
@@ -134,7 +136,7 @@ def test_a_condition_in_words_joins_the_filters(ask):
 def test_safe_mode_hides_what_is_not_known_to_be_safe(tmp_path: Path):
     index, encoder = make_index(tmp_path, 2, {0: {"punsafe": None}, 1: {"punsafe": 0.5}, 2: {"punsafe": 0.51}})
     explorer = Explorer(index, encoder)
-    (safe, every) = explorer.answer([Ask(safe=True), Ask(safe=False)])
+    (safe, every) = explorer.answer([Ask(safe=True, fold=False), Ask(safe=False, fold=False)])
     assert [one.id for one in safe.results] == [f"pictures/{i:03d}.jpg" for i in (1, 3, 5, 6, 7)]
     assert len(every.results) == 8
 
@@ -179,17 +181,20 @@ def test_folding_is_the_same_whatever_the_size_of_a_page(world, monkeypatch: pyt
 
 def test_many_questions_at_once_get_what_each_gets_alone(world):
     _, index, encoder, _ = world
-    asks = [
-        Ask(text="red", safe=False), Ask(text="blue", filters=({"column": "width", "most": 50},)), Ask(), Ask(text="red"),  # type: ignore[arg-type]
-        Ask(text="4", space="words"), Ask(like=("pictures/003.jpg",)), Ask(text="red", safe=False), Ask(text="red", offset=5, limit=2),
+    narrow, unknown = {"column": "width", "most": 50}, {"column": "no", "least": 1}
+    words = [
+        {"text": "red", "safe": False}, {"text": "blue", "filters": [narrow]}, {}, {"text": "red"},
+        {"text": "4", "space": "words"}, {"like": ["pictures/003.jpg"]}, {"text": "red", "safe": False},
+        {"text": "red", "offset": 5, "limit": 2},
+        {"where": "width >"}, {"like": ["nothing"]}, {"picture": "0" * 32}, {"filters": [unknown]},
     ]  # fmt: skip
-    bad = Ask(where="width >"), Ask(like=("nothing",)), Ask(picture="0" * 32), Ask(filters=({"column": "no", "least": 1},))  # type: ignore[arg-type]
+    asks = [Ask.model_validate(one) for one in words]
     calls = []
     texts = encoder.texts
     together = Explorer(index, encoder)
     together.encoder = type("Counted", (), {"texts": lambda _, t: calls.append(t) or texts(t)})()
-    found = together.answer([*asks, *bad])
-    alone = [Explorer(index, encoder).answer([one])[0] for one in [*asks, *bad]]
+    found = together.answer(asks)
+    alone = [Explorer(index, encoder).answer([one])[0] for one in asks]
     assert len(calls) == 1 and sorted(calls[0]) == ["blue", "red"], "one call of the model, each text once"
     for one, other in zip(found, alone, strict=True):
         if isinstance(other, Exception):
@@ -332,12 +337,14 @@ def test_about_and_openapi_describe_it(world):
     assert about["rows"] == 40 and about["has_safety"] and not about["always_safe"]
     assert about["spaces"] == ["pictures", "words"]
     facets = {facet["column"]: facet for facet in about["facets"]}
-    assert dict(facets["label"]["values"]) == {name: 10 for name in NAMES}
+    assert dict(facets["label"]["values"]) == dict.fromkeys(NAMES, 10)
     assert sum(facets["aesthetic"]["counts"]) == 40 and facets["width"]["most"] == 64
     assert not {"path", "digest", "mtime", "id", "text"} & set(facets)
     described = client.get("/openapi.json").json()
     assert {"/api/search", "/api/picture", "/thumb", "/api/export"} <= set(described["paths"])
     for page in ("/", "/docs"):
         html = client.get(page).text
-        assert "//" not in html.replace("<!doctype html>", "").replace("http://www.w3.org", ""), "nothing from elsewhere"
+        assert "//" not in html.replace("<!doctype html>", "").replace("http://www.w3.org", ""), (
+            "nothing from elsewhere"
+        )
     assert set(COLOURS) == set(NAMES)

@@ -11,7 +11,7 @@ from diptych.cli import options as read
 from diptych.cli.options import Parser
 from diptych.errors import DiptychError
 
-PLACE = 14
+PLACE = 7.5
 EXAMPLES = """
 diptych serve my.lance
 diptych serve my.lance --safe --port 9000 --no-open
@@ -21,7 +21,7 @@ diptych serve my.lance --host 0.0.0.0
 
 def options(parser: Parser) -> None:
     add = parser.add_argument
-    add("db", metavar="INDEX", help="what `diptych index` wrote")
+    add("db", metavar="DB", help="what `diptych index` wrote")
     add("--host", default="127.0.0.1", metavar="H", help="where to listen (default 127.0.0.1: this machine alone)")
     add("--port", type=read.whole("--port", 0), default=8642, metavar="N", help="default 8642; 0: any that is free")
     add("--open", action=argparse.BooleanOptionalAction, default=None,
@@ -49,8 +49,8 @@ def run(given: argparse.Namespace) -> int:
         address = address_of(given.host, socket)
         if not is_loopback(given.host):
             print(
-                f"WARNING: listening on {given.host}: everyone who can reach this machine sees these pictures and their "
-                "captions, without a password",
+                f"WARNING: listening on {given.host}: everyone who can reach this machine sees these pictures and "
+                "their captions, without a password",
                 file=sys.stderr,
             )
         print(f"{given.db}: {len(index)} pictures at {address}   (Ctrl-C stops)", flush=True)

@@ -79,7 +79,7 @@ def create_app(
 
     app = FastAPI(
         title="diptych",
-        description=__doc__.partition("\n")[0],
+        description=(__doc__ or "").partition("\n")[0],
         version=explorer.about().version,
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,

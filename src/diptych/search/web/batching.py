@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Batcher(Generic[A, B]):
-    """`await batcher(item)`: `work` gets up to `most` items at once, in a thread, its own unless told otherwise, and gives as many results, or
-    exceptions in their place. Nothing waits for a batch to fill: one item alone goes at once."""
+    """`await batcher(item)`: `work` gets up to `most` items at once, in a thread, its own unless told otherwise, and
+    gives as many results, or exceptions in their place. Nothing waits for a batch to fill: one alone goes at once."""
 
     def __init__(
         self,

@@ -73,8 +73,9 @@ def ranked(explorer: Explorer, wish: Wish) -> "pa.Table":
         found = part(0, most)
         table, scores = found.rows, [None] * len(found.rows) if found.scores is None else found.scores.tolist()
     table = table.append_column("score", pa.array(scores, pa.float32()))
-    if wish.least is not None and how == "near":
-        table = table.filter(pa.array([score >= wish.least for score in scores], pa.bool_()))
+    least = wish.least
+    if least is not None and how == "near":
+        table = table.filter(pa.array([score is not None and score >= least for score in scores], pa.bool_()))
     return table
 
 

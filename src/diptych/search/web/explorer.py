@@ -115,7 +115,9 @@ class Explorer:
         self.pictures: Recent[Vector] = Recent(1024)
         self.rankings: Recent[Ranking] = Recent(256)
         self.counts: Recent[int] = Recent(256)
-        self.rows: Recent[dict[str, Any]] = Recent(20_000)  # of which a page was sent: their pictures are asked for next
+        self.rows: Recent[dict[str, Any]] = Recent(
+            20_000
+        )  # of which a page was sent: their pictures are asked for next
         self.about_it: About | None = None
 
     # -- what it answers -----------------------------------------------------------------------------------------------
@@ -183,7 +185,9 @@ class Explorer:
     def page(self, ask: Ask, ranking: Ranking, taken: float) -> Answer:
         stop = ask.offset + ask.limit
         results = []
-        for (row, score), folded in zip(ranking.shown[ask.offset : stop], ranking.folded[ask.offset : stop], strict=True):
+        for (row, score), folded in zip(
+            ranking.shown[ask.offset : stop], ranking.folded[ask.offset : stop], strict=True
+        ):
             self.rows.keep(row["id"], row)
             results.append(
                 Found.model_construct(
@@ -232,9 +236,9 @@ class Explorer:
             raise DiptychError(f"no column {one.column!r}")
         column, parts = f"`{one.column}`", []
         if one.least is not None:
-            parts.append(f"{column} >= {one.least!r}")
+            parts.append(f"{column} >= {number(one.least)}")
         if one.most is not None:
-            parts.append(f"{column} <= {one.most!r}")
+            parts.append(f"{column} <= {number(one.most)}")
         if one.among:
             parts.append(f"{column} in ({', '.join(literal(word) for word in one.among)})")
         if one.yes is not None:
@@ -333,6 +337,11 @@ def kind_of(question: Question) -> str:
 
 class Forgotten(DiptychError):
     """What was there once is not any more."""
+
+
+def number(value: float) -> str:
+    """Lance compares a column of whole numbers with whole numbers alone."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def is_safe(row: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROOM = 1 << 24  # similarities in memory at a time: 64 MB
+DEEPEST, RANKINGS = 10_000, 64  # ids of a ranking by words, and rankings, kept
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,17 @@ class Reading:
     """An index as it is on disk at the last `refresh`. In memory where it fits, else through Lance."""
 
     def __init__(self, index: Index) -> None:
-        self.index = index
+        self.index, self.version = index, -1
+        self.rankings: dict[Any, list[str]] = {}  # by words
         self.refresh()
 
     def refresh(self) -> int:
         """-> the version of what is read from now on."""
         self.exact = None if self.index.is_large else self.index.refresh()
-        return self.index.table.version
+        version = self.index.table.version
+        if version != self.version:
+            self.version, self.rankings = version, {}
+        return version
 
     def nearest(self, queries: NDArray[np.float32], where: Filter | None, start: int, stop: int) -> list[Slice]:
         """For each query [Q, D], unit: the rows from place `start` to `stop` of its ranking by cosine."""
@@ -57,8 +62,14 @@ class Reading:
         return found
 
     def containing(self, words: str, where: Filter | None, start: int, stop: int) -> Slice:
-        """The rows whose caption has the words, by BM25."""
-        return self.of(self.index.by_words(words, stop, where)[start:])
+        """The rows whose caption has the words, by BM25. Of rows of one score other limits give another order, so that
+        a ranking is asked for once, as deep as it may be read, and kept."""
+        key = (words, where and where.where, max(stop, DEEPEST))
+        if key not in self.rankings:
+            if len(self.rankings) >= RANKINGS:
+                self.rankings.pop(next(iter(self.rankings)), None)
+            self.rankings[key] = self.index.by_words(words, key[2], where)
+        return self.of(self.rankings[key][start:stop])
 
     def browse(self, where: Filter | None, start: int, stop: int) -> Slice:
         """The rows as they lie."""
@@ -90,7 +101,9 @@ class Reading:
     def schema(self) -> "pa.Schema":
         """Of the rows, without the vector."""
         names = [*self.index.columns]
-        return self.index.table.schema.empty_table().select(names).schema if self.exact is None else self.exact.rows.schema
+        return (
+            self.index.table.schema.empty_table().select(names).schema if self.exact is None else self.exact.rows.schema
+        )
 
     def columns(self, names: Sequence[str]) -> "pa.Table":
         """Of all rows."""
@@ -115,5 +128,3 @@ class Reading:
         if len(part.rows) != len(hits):
             raise DiptychError("the index changed while it was searched; ask again")
         return Slice(part.rows, part.vectors, np.array([hit.score for hit in hits], np.float32))
-
-

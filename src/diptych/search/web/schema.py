@@ -111,7 +111,7 @@ class Wish(Closed):
 
     format: Literal["parquet", "csv", "webdataset"]
     ids: tuple[str, ...] = Field((), max_length=DEEPEST)
-    question: Question = Question()
+    question: Question = Field(default_factory=lambda: Question.model_validate({}))
     most: int = Field(1000, ge=1, le=MOST_EXPORTED)
     least: float | None = Field(None, ge=-1, le=1)
 
