@@ -329,11 +329,7 @@ class Index:
             if "text" not in kinds and self.table.count_rows("`text` IS NOT NULL"):
                 self.index_words()
             if self.is_large and "vector" not in kinds:
-                partitions = max(1, int(len(self) ** 0.5))
-                lists = next(n for n in (4, 2, 1) if self.dim % n == 0)
-                self.table.create_index(
-                    metric="cosine", num_partitions=partitions, num_sub_vectors=self.dim // lists, replace=True
-                )
+                self.index_vectors()
             self.table.optimize()
             measured = self.measured()
             if len(self) and (measured is None or abs(len(self) - measured.rows) > 0.1 * measured.rows):
@@ -343,6 +339,15 @@ class Index:
         from lancedb.index import FTS
 
         self.table.create_index("text", config=FTS(), replace=True)
+
+    def index_vectors(self) -> None:
+        """Inverted lists and product quantisation, four numbers a byte."""
+        from lancedb.index import IvfPq
+
+        size = next(n for n in (4, 2, 1) if self.dim % n == 0)
+        lists = max(1, int(len(self) ** 0.5))
+        config = IvfPq(distance_type="cosine", num_partitions=lists, num_sub_vectors=self.dim // size)
+        self.table.create_index("vector", config=config, replace=True)
 
     def measured(self) -> Measured | None:
         """What was measured last."""
