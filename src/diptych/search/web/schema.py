@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Space = Literal["pictures", "captions", "words"]
-ADDRESS = re.compile(r"\s*(https?|ftp|file|data)://?\S+\s*", re.IGNORECASE)
+ADDRESS = re.compile(r"\s*(?:(?:https?|ftp|file):/|data:)\S+\s*", re.IGNORECASE)
 DEEPEST = 10_000  # rows of a ranking that can be scrolled to
 MOST_EXPORTED = 1_000_000
 
