@@ -146,14 +146,18 @@ async function lookLike(file) {
 
 // -- the search box --
 
+let last = -Infinity; // when something was typed: one burst of typing is one step to go back
 const typed = debounced(() => {
-  if ($("text").value.trim() !== state.text) change({ text: $("text").value.trim() }, state.text && history.state === null ? "replace" : "push");
+  if ($("text").value.trim() === state.text) return;
+  change({ text: $("text").value.trim() }, performance.now() - last < 2500 ? "replace" : "push");
+  last = performance.now();
 }, 280);
 $("text").addEventListener("input", typed);
 $("search").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value.trim();
   change({ text });
+  last = -Infinity;
   if (matchMedia("(hover: none)").matches) $("text").blur();
 });
 $("text").addEventListener("keydown", (event) => {
