@@ -106,7 +106,9 @@ def test_type_and_see(page: Any):
     drawn = page.eval_on_selector(".frame.there img", "(img) => img.naturalWidth")
     assert drawn in (48, 64)
     assert "q=a+red+thing" in page.url
-    page.keyboard.press("Enter")
+    with page.expect_response("**/api/search"):
+        page.keyboard.press("Enter")
+    settled(page)
     search(page, "a blue thing")
     assert "blue" in captions(page)[0] or "onerror" in captions(page)[0]
     page.go_back()

@@ -36,24 +36,19 @@ def run(given: argparse.Namespace) -> int:
         raise DiptychError(f"--port takes a number up to 65535; not {given.port}")
     if given.model:
         read.model(given.model)
-    from diptych.search.encoder import Encoder
-    from diptych.search.index import Index
-    from diptych.search.web.app import create_app
     from diptych.search.web.guard import is_loopback
-    from diptych.search.web.server import address_of, listen, serve
+    from diptych.search.web.server import serve
 
-    index = Index.open(given.db)
-    with listen(given.host, given.port) as socket:  # a port that is taken is said before the model is opened
-        encoder = Encoder.of(index.model, given.device, given.model)
-        app = create_app(index, encoder, host=given.host, safe=given.safe)
-        address = address_of(given.host, socket)
-        if not is_loopback(given.host):
-            print(
-                f"WARNING: listening on {given.host}: everyone who can reach this machine sees these pictures and "
-                "their captions, without a password",
-                file=sys.stderr,
-            )
-        print(f"{given.db}: {len(index)} pictures at {address}   (Ctrl-C stops)", flush=True)
-        opening = is_loopback(given.host) and sys.stdout.isatty() if given.open is None else given.open
-        serve(app, socket, address if opening else None)
+    opening = is_loopback(given.host) and sys.stdout.isatty() if given.open is None else given.open
+    serve(
+        given.db,
+        given.host,
+        given.port,
+        safe=given.safe,
+        open_browser=opening,
+        model=given.model,
+        device=given.device,
+        say=lambda line: print(line, flush=True),
+        warn=lambda line: print(line, file=sys.stderr, flush=True),
+    )
     return 0
