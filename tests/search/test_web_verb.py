@@ -70,7 +70,8 @@ def test_what_cannot_be_is_said(index: Path, started: list[Any], capsys: pytest.
         code, _, err = said(capsys, str(index), "--port", str(port))
         assert code == 2 and f"--port {port + 1}" in err and "in use" in err
     for words, why in (
-        (("--port", "70000"), "65535"), (("--port", "x"), "whole number"), (("--host", "no.such.host.invalid"), "cannot listen"),
+        (("--port", "70000"), "65535"), (("--port", "x"), "whole number"),
+        (("--host", "no.such.host.invalid"), "cannot listen"),
         (("--prot", "1"), 'did you mean "--port"'), (("--model", "nothing"), "no model"),
     ):  # fmt: skip
         code, _, err = said(capsys, str(index), *words)

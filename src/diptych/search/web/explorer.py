@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
 from diptych.search.encoder import Encoder, combined
-from diptych.search.filters import Filter, literal
+from diptych.search.filters import Filter, literal, parse
 from diptych.search.fold import fold
 from diptych.search.index import Index
 from diptych.search.web.facets import facets_of
@@ -110,7 +110,8 @@ class Explorer:
         self.index, self.encoder, self.safe = index, encoder, safe
         self.hidden = frozenset(INTERNAL if local else (*INTERNAL, *PLACES))
         self.reading = Reading(index)
-        self.version, self.refreshed = index.table.version, time.monotonic()
+        self.version, self.refreshed = self.reading.version, time.monotonic()
+        self.columns = index.columns  # Lance answers through another thread: not asked again with every question
         self.texts: Recent[Vector] = Recent(8192)
         self.pictures: Recent[Vector] = Recent(1024)
         self.rankings: Recent[Ranking] = Recent(256)
@@ -222,14 +223,15 @@ class Explorer:
         """All filters of a question as one condition. Texts become literals: nothing in them is read as a condition."""
         parts = [part for part in map(self.condition, question.filters) if part]
         if question.where.strip():
-            self.index.filter(question.where)  # alone, so that it cannot close our parenthesis and open its own
+            parse(question.where, self.columns)  # alone, so that it cannot close our parenthesis and open its own
             parts.append(f"({question.where})")
-        if self.safe or (question.safe and "punsafe" in self.index.columns):
+        if self.safe or (question.safe and "punsafe" in self.columns):
             parts.append(SAFE)
         return " and ".join(parts)
 
     def filter_of(self, question: Question) -> Filter | None:
-        return self.index.filter(self.where_of(question))
+        where = self.where_of(question)
+        return parse(where, self.columns) if where else None
 
     def condition(self, one: Condition) -> str:
         if "`" in one.column:
@@ -249,7 +251,7 @@ class Explorer:
         where = self.where_of(question)
         found = self.counts.find((where, self.version))
         if found is None:
-            found = self.reading.count(self.index.filter(where))
+            found = self.reading.count(parse(where, self.columns) if where else None)
             self.counts.keep((where, self.version), found)
         return found
 
@@ -302,7 +304,7 @@ class Explorer:
             return
         version = self.reading.refresh()
         if version != self.version:
-            self.version, self.about_it = version, None
+            self.version, self.about_it, self.columns = version, None, self.index.columns
             self.rankings.forget()
             self.rows.forget()
         self.refreshed = time.monotonic()
@@ -311,7 +313,7 @@ class Explorer:
         if self.about_it is None:
             from diptych import __version__
 
-            columns = self.index.columns
+            columns = self.columns
             has_words = self.reading.columns(["text"])["text"].null_count < len(self.index)
             spaces: list[Space] = ["pictures", "words"] if has_words else ["pictures"]
             self.about_it = About(

@@ -34,6 +34,7 @@ class Reading:
     def __init__(self, index: Index) -> None:
         self.index, self.version = index, -1
         self.rankings: dict[Any, list[str]] = {}  # by words
+        self.rows: pa.Table | None = None
         self.refresh()
 
     def refresh(self) -> int:
@@ -42,6 +43,8 @@ class Reading:
         version = self.index.table.version
         if version != self.version:
             self.version, self.rankings = version, {}
+            # a table of many pieces takes ten times as long to pick rows from
+            self.rows = None if self.exact is None else self.exact.rows.combine_chunks()
         return version
 
     def nearest(self, queries: NDArray[np.float32], where: Filter | None, start: int, stop: int) -> list[Slice]:
@@ -120,8 +123,8 @@ class Reading:
         return None if mask is None else np.flatnonzero(mask)
 
     def at(self, places: NDArray[np.int64], scores: NDArray[np.float32] | None = None) -> Slice:
-        assert self.exact is not None
-        return Slice(self.exact.rows.take(places), self.exact.matrix[places], scores)
+        assert self.exact is not None and self.rows is not None
+        return Slice(self.rows.take(places), self.exact.matrix[places], scores)
 
     def by_lance(self, query: NDArray[np.float32], where: Filter | None, start: int, stop: int) -> Slice:
         hits = self.index.search(query, stop, where=where)[start:]
