@@ -141,6 +141,13 @@ def test_safe_mode_hides_what_is_not_known_to_be_safe(tmp_path: Path):
     assert len(every.results) == 8
 
 
+def test_without_any_score_safe_mode_hides_nothing_and_says_that_it_cannot(tmp_path: Path):
+    index, encoder = make_index(tmp_path, 1, {i: {"punsafe": None} for i in range(4)})
+    explorer = Explorer(index, encoder)
+    (answer,) = explorer.answer([Ask(safe=True, fold=False)])
+    assert len(answer.results) == 4 and not explorer.about().has_safety  # type: ignore[union-attr]
+
+
 # -- folding ---------------------------------------------------------------------------------------------------------
 
 

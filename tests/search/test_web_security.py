@@ -360,9 +360,8 @@ def test_with_safe_nothing_unsafe_leaves(tmp_path: Path):
         assert client.post("/api/export", json=wish).json()["rows"] == 9
 
 
-def test_safe_without_scores_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    index, encoder = make_index(tmp_path, 1)
-    monkeypatch.setattr(type(index), "columns", {"id": "text"})
+def test_safe_without_scores_is_refused(tmp_path: Path):
+    index, encoder = make_index(tmp_path, 1, {i: {"punsafe": None} for i in range(4)})
     with pytest.raises(DiptychError, match="--safe needs the score punsafe"):
         Explorer(index, encoder, safe=True)
 

@@ -104,13 +104,14 @@ class Explorer:
     people at this machine ask, who may know where its files lie."""
 
     def __init__(self, index: Index, encoder: Encoder, *, safe: bool = False, local: bool = True) -> None:
-        if safe and "punsafe" not in index.columns:
-            raise DiptychError(f"--safe needs the score punsafe, which {index.uri} does not have")
         index.check(encoder.model)
         self.index, self.encoder, self.safe = index, encoder, safe
         self.hidden = frozenset(INTERNAL if local else (*INTERNAL, *PLACES))
         self.reading = Reading(index)
         self.version, self.refreshed = self.reading.version, time.monotonic()
+        self.scored = self.reading.has("punsafe")
+        if safe and not self.scored:
+            raise DiptychError(f"--safe needs the score punsafe, which no picture of {index.uri} has")
         self.columns = index.columns  # Lance answers through another thread: not asked again with every question
         self.texts: Recent[Vector] = Recent(8192)
         self.pictures: Recent[Vector] = Recent(1024)
@@ -225,7 +226,7 @@ class Explorer:
         if question.where.strip():
             parse(question.where, self.columns)  # alone, so that it cannot close our parenthesis and open its own
             parts.append(f"({question.where})")
-        if self.safe or (question.safe and "punsafe" in self.columns):
+        if self.safe or (question.safe and self.scored):
             parts.append(SAFE)
         return " and ".join(parts)
 
@@ -305,6 +306,7 @@ class Explorer:
         version = self.reading.refresh()
         if version != self.version:
             self.version, self.about_it, self.columns = version, None, self.index.columns
+            self.scored = self.reading.has("punsafe")
             self.rankings.forget()
             self.rows.forget()
         self.refreshed = time.monotonic()
@@ -314,8 +316,7 @@ class Explorer:
             from diptych import __version__
 
             columns = self.columns
-            has_words = self.reading.columns(["text"])["text"].null_count < len(self.index)
-            spaces: list[Space] = ["pictures", "words"] if has_words else ["pictures"]
+            spaces: list[Space] = ["pictures", "words"] if self.reading.has("text") else ["pictures"]
             self.about_it = About(
                 name=re.split(r"[\\/]", self.index.uri.rstrip("\\/"))[-1],
                 rows=self.reading.count(None),
@@ -323,7 +324,7 @@ class Explorer:
                 spaces=spaces,
                 facets=facets_of(self.reading, columns),
                 columns={name: kind for name, kind in columns.items() if name not in self.hidden},
-                has_safety="punsafe" in columns,
+                has_safety=self.scored,
                 always_safe=self.safe,
                 version=__version__,
             )

@@ -101,6 +101,12 @@ class Reading:
         places = self.passing(where)
         return self.exact.count if places is None else len(places)
 
+    def has(self, column: str) -> bool:
+        """Whether any row has a cell there: an index has the usual columns whether or not they are filled."""
+        if self.exact is None:
+            return self.index.table.count_rows(f"`{column}` IS NOT NULL") > 0
+        return self.exact.rows[column].null_count < self.exact.count
+
     @property
     def schema(self) -> "pa.Schema":
         """Of the rows, without the vector."""
