@@ -9,7 +9,7 @@ import * as grid from "./grid.js";
 import { EMPTY, fromAddress, question, state, toAddress } from "./state.js";
 
 const PAGE = 60;
-const SPACES = { pictures: ["Pictures", "what pictures show"], captions: ["Captions", "what captions mean"], words: ["Words", "the words of captions"] };
+const SPACES = { pictures: ["Pictures", "what pictures show"], words: ["Words", "the words of captions"] };
 const wide = matchMedia("(min-width: 900px)");
 let about, next = null, asking = null, turn = 0;
 
@@ -126,7 +126,7 @@ function change(values, remember = "push") {
 }
 
 function like(...found) {
-  return change({ like: found.map(({ id }) => id).slice(0, 50), picture: null, text: "", space: state.space === "words" ? "pictures" : state.space });
+  return change({ like: found.map(({ id }) => id).slice(0, 50), picture: null, text: "", space: "pictures" });
 }
 
 async function lookLike(file) {
@@ -135,8 +135,7 @@ async function lookLike(file) {
   try {
     const { picture } = await api.handIn(file);
     if (state.picture?.url) URL.revokeObjectURL(state.picture.url);
-    const space = state.space === "words" ? "pictures" : state.space;
-    await change({ picture: { token: picture, url: URL.createObjectURL(file), name: file.name || "pasted picture" }, like: [], text: "", space });
+    await change({ picture: { token: picture, url: URL.createObjectURL(file), name: file.name || "pasted picture" }, like: [], text: "", space: "pictures" });
   } catch (error) {
     toast(error.message);
   } finally {
