@@ -40,8 +40,8 @@ def languages_of(batch: pa.RecordBatch) -> list[str]:
 
 
 def similarities_of(batch: pa.RecordBatch) -> np.ndarray:
-    """`similarity` as float64 [N], NaN where there is none."""
-    return batch.column("similarity").cast(pa.float64()).to_numpy(zero_copy_only=False)
+    """`similarity` as float32 [N], NaN where there is none."""
+    return batch.column("similarity").cast(pa.float32()).to_numpy(zero_copy_only=False)
 
 
 class ClipFilter(Stage):
@@ -65,7 +65,7 @@ class ClipFilter(Stage):
     def select(self, batch: pa.RecordBatch, place: Place, counts: Counts) -> Verdict:
         least, values, languages = self.thresholds(counts), similarities_of(batch), languages_of(batch)
         streams = np.array([stream_of(one) for one in languages], dtype=object)
-        keep = values >= np.array([least[stream] for stream in streams], dtype=np.float64)  # NaN never is
+        keep = values >= np.array([least[stream] for stream in streams], dtype=np.float32)  # NaN never is
         why = [
             "" if kept else f"similarity too low ({stream})" if value == value else "no similarity"
             for kept, stream, value in zip(keep, streams, values, strict=True)
@@ -121,7 +121,7 @@ class ClipShare(ClipFilter):
 
 def fine_histogram(values: np.ndarray) -> np.ndarray:
     """Similarities [N] -> how many are in each of 2 x 4096 bins over [-1, 1), int64. NaN left out."""
-    bins = np.floor((values[~np.isnan(values)] + 1) * FINE).astype(np.int64).clip(0, 2 * FINE - 1)
+    bins = np.floor((values[~np.isnan(values)].astype(np.float64) + 1) * FINE).astype(np.int64).clip(0, 2 * FINE - 1)
     return np.bincount(bins, minlength=2 * FINE).astype(np.int64)
 
 

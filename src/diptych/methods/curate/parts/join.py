@@ -23,7 +23,10 @@ SHOWN = 5
 
 
 def hash_of(url: str | None, text: str | None) -> int:
-    """mmh3.hash64(url + text)[0], signed; None counts as "". White space around each is no part of it."""
+    """mmh3.hash64(url + text)[0], signed; None counts as "". White space around each is no part of it.
+
+    LAION's own keys are of the stored words as they are; a column `hash` is therefore taken as it is, on either side.
+    """
     return hasher()((url or "").strip() + (text or "").strip())
 
 
