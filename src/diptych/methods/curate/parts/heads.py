@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def read_head(head: str, task: Task) -> Head:
             f'no head at {head}: "prompts", a published head (sa_0_4_vit_l_14_linear.pth, nsfw_vit_b_32.npz) or '
             "winner.safetensors of diptych compare would serve"
         )
-    readers = {".pth": aesthetic_head, ".npz": safety_head, ".npy": prompts_head}
+    readers = {".pth": torch_head, ".npz": safety_head, ".npy": prompts_head}
     if path.suffix == ".safetensors":
         return trained_head(path, name, task)
     if path.suffix not in readers:
@@ -108,75 +109,124 @@ def read_head(head: str, task: Task) -> Head:
 
 # -- published by LAION ------------------------------------------------------------------------------------------------
 
-ARCHITECTURES = {  # what a head's file is called by -> what its model is called by
-    "vit_b_32": ("ViT-B-32", "clip-vit-base-patch32", "vit_base_patch32_clip_224"),
-    "vit_b_16": ("ViT-B-16", "clip-vit-base-patch16", "vit_base_patch16_clip_224"),
-    "vit_l_14": ("ViT-L-14", "clip-vit-large-patch14", "vit_large_patch14_clip_224"),
-}
+MODELS = {  # what a head's file is called by -> the names that its model goes by, the first as open_clip has it
+    "vit_b_32": (
+        "ViT-B-32:openai", "ViT-B-32-quickgelu:openai", "openai/clip-vit-base-patch32", "clip-vit-base-patch32",
+        "timm/vit_base_patch32_clip_224.openai",
+    ),
+    "vit_b_16": (
+        "ViT-B-16:openai", "ViT-B-16-quickgelu:openai", "openai/clip-vit-base-patch16", "clip-vit-base-patch16",
+        "timm/vit_base_patch16_clip_224.openai",
+    ),
+    "vit_l_14": (
+        "ViT-L-14:openai", "ViT-L-14-quickgelu:openai", "openai/clip-vit-large-patch14", "clip-vit-large-patch14",
+        "timm/vit_large_patch14_clip_224.openai",
+    ),
+    "vit_h_14": (
+        "ViT-H-14:laion2b_s32b_b79k", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "CLIP-ViT-H-14-laion2B-s32B-b79K",
+    ),
+}  # fmt: skip
 
 
 def published(path: Path, score: Callable[[np.ndarray], np.ndarray], width: int) -> Head:
-    """Raises DiptychError where the file's name does not say which of OpenAI's models it belongs to."""
-    found = [key for key in ARCHITECTURES if key in re.sub(r"[-/ ]", "_", path.name.lower())]
+    """Raises DiptychError where the file's name does not say which model it belongs to."""
+    plain = re.sub(r"\W|_", "", path.name.lower())
+    found = [key for key in MODELS if key.replace("_", "")[3:] in plain]
     if len(found) != 1:
-        raise DiptychError(f"{path} does not say which model it belongs to: {', '.join(ARCHITECTURES)} in its name")
-    return Head(
-        path.name, f'"{ARCHITECTURES[found[0]][0]}:openai"', lambda maker: openai(maker, found[0]), score, width
-    )
+        raise DiptychError(f"{path} does not say which model it belongs to: {', '.join(MODELS)} in its name")
+    wants = f'"{MODELS[found[0]][0]}"'
+    return Head(path.name, wants, lambda maker: is_model(maker, found[0]), score, width)
 
 
-def openai(maker: Base, architecture: str) -> bool:
-    """Whether embeddings were made by OpenAI's weights of an architecture, by any of the names that go around."""
-    plain, face, timm = (word.lower() for word in ARCHITECTURES[architecture])
-    known = {f"{plain}:openai", f"{plain}-quickgelu:openai", face, f"openai/{face}", f"timm/{timm}.openai"}
+def is_model(maker: Base, key: str) -> bool:
+    """Whether embeddings were made by a published model, by any of the names that go around."""
+    known = {name.lower() for name in MODELS[key]}
     return any(re.sub(r"^vit-(.)/", r"vit-\1-", name.lower()) in known for name in (maker.name, maker.source))
 
 
-def aesthetic_head(path: Path) -> Head:
-    """LAION's aesthetic predictor (LAION-AI/aesthetic-predictor): weight [1, D], bias [1]; about 0 to 10."""
+def torch_head(path: Path) -> Head:
+    """A state_dict of LAION's: the aesthetic predictors, linear and the "improved" perceptron, about 0 to 10; the
+    safety classifiers as converted for PyTorch, and that for ViT-H/14."""
     import pickle
 
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        weight, bias = state["weight"].double().numpy(), float(state["bias"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise DiptychError(f"{path} is no linear head with a weight and a bias ({type(error).__name__})") from error
-    if weight.ndim != 2 or weight.shape[0] != 1:
-        raise DiptychError(f"{path}: a weight of [1, D] is expected, not {list(weight.shape)}")
-    return published(path, lambda x: x @ weight[0] + bias, weight.shape[1])
+        arrays = {name: value.double().numpy() for name, value in state.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError) as error:
+        raise DiptychError(f"{path} is no head but a {type(error).__name__}: a state_dict is expected") from error
+    try:
+        if set(arrays) == {"weight", "bias"}:
+            return perceptron_head(path, [Layer(arrays["weight"].T, arrays["bias"], False)])
+        if "norm.variance" in arrays:
+            count = sum(bool(re.fullmatch(r"linear_\d+\.weight", name)) for name in arrays)
+            places = [f"linear_{i}" for i in range(1, count + 1)]
+            layers = [Layer(arrays[f"{at}.weight"].T, arrays[f"{at}.bias"], at != places[-1]) for at in places]
+            return perceptron_head(path, layers, (arrays["norm.mean"], arrays["norm.variance"]), probability=True)
+        # what stands between two layers is not in a state_dict, but has a number: ReLU and dropout, or dropout alone
+        numbers = sorted(int(name.split(".")[1]) for name in arrays if re.fullmatch(r"layers\.\d+\.weight", name))
+        layers = [
+            Layer(arrays[f"layers.{at}.weight"].T, arrays[f"layers.{at}.bias"], after - at == 3)
+            for at, after in pairwise([*numbers, 0])
+        ]
+    except KeyError as error:
+        raise DiptychError(f"{path} is no head that is known: it lacks {error}") from error
+    return perceptron_head(path, layers)
 
 
 def safety_head(path: Path) -> Head:
-    """LAION's safety classifier (LAION-AI/CLIP-based-NSFW-Detector): the probability of being unsafe."""
+    """LAION's safety classifier (LAION-AI/CLIP-based-NSFW-Detector) as arrays: the probability of being unsafe."""
     arrays = read_arrays(path)
     try:
-        layers = sum(name.endswith(".kernel") for name in arrays)
-        kernels = [arrays[f"dense{i}.kernel"].astype(np.float64) for i in range(layers)]
-        biases = [arrays[f"dense{i}.bias"].astype(np.float64) for i in range(layers)]
-        mean, var = (arrays[f"norm.{name}"].astype(np.float64) for name in ("mean", "var"))
+        count = sum(name.endswith(".kernel") for name in arrays)
+        layers = [Layer(arrays[f"dense{i}.kernel"], arrays[f"dense{i}.bias"], i + 1 < count) for i in range(count)]
+        norm = arrays["norm.mean"], arrays["norm.var"]
     except KeyError as error:
         raise DiptychError(f"{path} lacks {error}: norm.mean, norm.var and dense0.kernel, dense0.bias, ...") from error
-    if not kernels or kernels[-1].shape[1] != 1:
-        raise DiptychError(f"{path}: the last of its layers gives one number, or it is no safety head")
-    return published(path, lambda x: perceptron(x, mean, var, kernels, biases), len(mean))
+    return perceptron_head(path, layers, norm, probability=True)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """x @ kernel + bias, kernel [in, out], and a ReLU or not."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    relu: bool
+
+
+def perceptron_head(
+    path: Path,
+    layers: Sequence[Layer],
+    norm: tuple[np.ndarray, np.ndarray] | None = None,
+    probability: bool = False,
+) -> Head:
+    """norm: mean and variance [D]. Raises DiptychError for layers that do not fit each other."""
+    widths = [(*layer.kernel.shape, *layer.bias.shape) for layer in layers]
+    whole = bool(layers) and all(len(w) == 3 and w[1] == w[2] for w in widths) and widths[-1][1] == 1
+    whole = whole and all(before[1] == after[0] for before, after in pairwise(widths))
+    if not whole or (norm is not None and any(part.shape != (widths[0][0],) for part in norm)):
+        raise DiptychError(f"{path} is no head from an embedding to one number: its layers are {widths}")
+    wide = [Layer(layer.kernel.astype(np.float64), layer.bias.astype(np.float64), layer.relu) for layer in layers]
+    mean, var = (np.zeros(1), np.ones(1)) if norm is None else (part.astype(np.float64) for part in norm)
+    return published(path, lambda x: perceptron(x, mean, var, wide, probability), widths[0][0])
 
 
 def perceptron(
-    x: np.ndarray, mean: np.ndarray, var: np.ndarray, kernels: Sequence[np.ndarray], biases: Sequence[np.ndarray]
+    x: np.ndarray, mean: np.ndarray, var: np.ndarray, layers: Sequence[Layer], probability: bool
 ) -> np.ndarray:
-    """sigmoid of a perceptron with ReLUs on standardised embeddings [N, D] -> [N].
+    """Embeddings [N, D], standardised, through the layers -> [N]; probability: through a sigmoid at last.
 
     AutoKeras took a few coordinates for categories, and gave each value that it had seen a number, all others 0: their
     variances are in the thousands. The numbers were not published with the arrays, so such a coordinate is 0 here.
     """
     hidden = (np.where(var > ENCODED, 0.0, x) - mean) / np.sqrt(var)
-    for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-        hidden = hidden @ kernel + bias
-        if i + 1 < len(kernels):
+    for layer in layers:
+        hidden = hidden @ layer.kernel + layer.bias
+        if layer.relu:
             hidden = np.maximum(hidden, 0.0)
-    return 1 / (1 + np.exp(-hidden[:, 0].clip(-700, 700)))
+    return 1 / (1 + np.exp(-hidden[:, 0].clip(-700, 700))) if probability else hidden[:, 0]
 
 
 def prompts_head(path: Path) -> Head:
