@@ -6,6 +6,7 @@ import pyarrow.parquet as parquet
 import pytest
 from scored_world import HERE, drawn, embedded, rows
 
+from diptych.cli.main import main
 from diptych.core.classifier import Base
 from diptych.core.micro import micro
 from diptych.errors import DiptychError
@@ -13,6 +14,7 @@ from diptych.methods.curate.parts.choose import Near, Nearest, Where, Words
 from diptych.methods.curate.parts.embed import Embed
 from diptych.methods.curate.parts.join import hash_of
 from diptych.methods.curate.parts.pipeline import Place, configure
+from diptych.methods.curate.parts.vectors import maker_of
 from diptych.methods.curate.subset import Subset
 from diptych.methods.discover import find
 
@@ -160,3 +162,18 @@ def test_nothing_to_choose_by_is_said():
         configure(Subset, {"queries": "a dog"}).stages(["key", "embedding"])
     with pytest.raises(DiptychError, match=r"subset has no setting \"were\"; did you mean \"where\""):
         configure(Subset, {"were": "a"})
+
+
+def test_through_files_the_column_still_says_which_model_made_it(pictures, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    parquet.write_table(pa.Table.from_batches([pictures.drop_columns(["picture"])]), tmp_path / "in" / "a.parquet")
+    words = ["--set", "subset.queries=a heart", "--set", "subset.top=5"]
+    assert main(["curate", "subset", str(tmp_path / "in"), str(tmp_path / "out"), *words]) == 0
+    found = parquet.read_table(tmp_path / "out" / "00000.parquet")
+    assert keys(run({"queries": "a heart", "top": "5"}, [pictures])) == found.column("key").to_pylist()
+    assert maker_of(found.schema) == Base.of(micro())
+    other = embedded(np.ones((3, 256), np.float32), Base("mini", "mini", "0" * 32))
+    parquet.write_table(pa.Table.from_batches([other]), tmp_path / "in" / "b.parquet")
+    capsys.readouterr()
+    assert main(["curate", "subset", str(tmp_path / "in"), str(tmp_path / "out2"), *words]) == 2
+    assert '"embedding" was not made alike in all files' in capsys.readouterr().err
