@@ -4,9 +4,9 @@
 
 - photos: mini on photos and sketches of PACS (DIPTYCH_TEST_DATA). A head is trained as `diptych compare` does it
   (settings and calibration out of fold, inside the labels) on 10 or 40 labelled pictures a class, and judged by the
-  area under the ROC on pictures it has not seen, and by what its cut removes; which are labelled is the seed's. "watermark":
-  letters and lines over half of the photos; "person" and "sketch" are what must not be there; "spoilt": blurred, noisy,
-  saved as JPEG of quality 8. Beside it the built-in prompts, which need no label.
+  area under the ROC on pictures it has not seen, and by what its cut removes; which are labelled is the seed's. Of
+  what: "watermark", letters and lines over half of the photos; "person" and "sketch", as what must not be there;
+  "spoilt", blurred, noisy, saved as JPEG of quality 8. Beside it the built-in prompts, which need no label.
 - filter: how well similarity tells texts that belong from those of another picture: mini on COCO photos with their
   captions, micro on drawn scenes; and what a share of 0.5 keeps of each.
 - pool: half of 4,000 drawn scenes have the text of another. A small CLIP trained on what the filter keeps, beside one
