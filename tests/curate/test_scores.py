@@ -1,5 +1,6 @@
 """Scores as columns and cuts, and heads trained on a few labels with one command, held out."""
 
+import io
 import pickle
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from scored_world import HERE, drawn, embedded, rows, watermarked
 from tiny import MadeUp, support_of
+from torch import nn
 
 from diptych.core.classifier import Base, Classifier
 from diptych.core.heads import Linear
@@ -18,6 +21,7 @@ from diptych.methods.adapt.linear_probe import LinearProbe
 from diptych.methods.curate.parts.embed import Embed
 from diptych.methods.curate.parts.scores import Aesthetic, Toxic, Unsafe, Watermark
 from diptych.methods.curate.parts.vectors import vectors_of
+from diptych.methods.curate.parts.watermark import MEAN, STD
 from diptych.metrics.ood import auroc
 from diptych.report.sections import Plot
 
@@ -112,6 +116,36 @@ def test_prompts_do_where_there_is_no_head():
         x = np.array(batch.column("embedding")[i].as_py())
         weights = [np.exp(float(clip.logit_scale) * (x @ (w / w.norm()).numpy())) for w in words]
         assert found[i] == pytest.approx(sum(weights[: len(task.yes)]) / sum(weights), abs=1e-5)
+
+
+def test_laions_watermark_detector_looks_at_pictures_and_its_first_class_is_the_watermark(tmp_path: Path):
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model("efficientnet_b3", pretrained=False, num_classes=2)
+    net.classifier = nn.Sequential(
+        nn.Linear(1536, 625), nn.ReLU(), nn.Dropout(0.3), nn.Linear(625, 256), nn.ReLU(), nn.Linear(256, 2)
+    )
+    torch.save({"weights": net.state_dict()}, tmp_path / "watermark_model_v1.pt")
+    batch = rows(drawn(3, 8))
+    pictures = [*batch.column("picture").to_pylist()[:2], b"none"]
+    batch = batch.set_column(2, "picture", pa.array(pictures, pa.binary()))
+    stage = Watermark(str(tmp_path / "watermark_model_v1.pt"), cut=0.8)
+    assert stage.needs == ("picture",) and Watermark().needs == ("embedding",)
+    verdict = stage.select(batch, HERE, {})
+    for data, found in zip(pictures[:2], verdict.batch.column("pwatermark").to_pylist(), strict=False):
+        image = Image.open(io.BytesIO(data)).convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - torch.tensor(MEAN).view(3, 1, 1)
+        with torch.no_grad():
+            logits = net.eval()((pixels / torch.tensor(STD).view(3, 1, 1))[None])[0]
+        assert found == pytest.approx(float(logits.softmax(0)[0]), abs=1e-5)
+        assert abs(found - float(logits.softmax(0)[1])) > 1e-3
+    assert verdict.why[2] == "no picture" and not verdict.keep[2]
+    torch.save({"weights": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
+    with pytest.raises(DiptychError, match="does not hold the weights of LAION's watermark detector"):
+        Watermark(str(tmp_path / "other.pt")).select(batch, HERE, {})
+    with pytest.raises(DiptychError, match=r"no watermark detector at nowhere\.pt"):
+        Watermark("nowhere.pt").select(batch, HERE, {})
 
 
 # -- trained on labels -------------------------------------------------------------------------------------------------

@@ -40,17 +40,20 @@ class Score(Stage):
         self.adds = (self.task.column,)
 
     def select(self, batch: pa.RecordBatch, place: Place, counts: Counts) -> Verdict:
-        head = open_head(self.head, self.task, maker_of(batch.schema, model=self.model))
-        values = heads.scores_of(head, vectors_of(batch)).astype(np.float32)
+        values = self.values(batch).astype(np.float32)
         missing = np.isnan(values)
         batch = with_column(batch, self.task.column, pa.array(values, pa.float32(), mask=missing))
         beyond = np.zeros(len(values), bool)
         if self.cut is not None:
             beyond = (values < np.float32(self.cut)) if self.least else (values > np.float32(self.cut))
-        why = [
-            "no embedding" if lost else self.reason if bad else "" for lost, bad in zip(missing, beyond, strict=True)
-        ]
+        absent = f"no {self.needs[0]}"
+        why = [absent if lost else self.reason if bad else "" for lost, bad in zip(missing, beyond, strict=True)]
         return Verdict(batch, ~(missing | beyond), why, histograms.tallied(self.task.column, values, self.step))
+
+    def values(self, batch: pa.RecordBatch) -> np.ndarray:
+        """The score of each row [N], NaN where there is none."""
+        head = open_head(self.head, self.task, maker_of(batch.schema, model=self.model))
+        return heads.scores_of(head, vectors_of(batch))
 
     def sections(self, counts: Counts, tallies: Mapping[str, int]) -> Sequence[Section]:
         marks = {} if self.cut is None else {self.task.column: self.cut}
@@ -66,10 +69,25 @@ class Unsafe(Score):
 
 
 class Watermark(Score):
-    """`pwatermark`, a probability. LAION removes what lies above 0.8."""
+    """`pwatermark`, a probability. LAION removes what lies above 0.8.
+
+    head may be LAION's detector too, `watermark_model_v1.pt`, which looks at `picture`.
+    """
 
     name, about = "watermark", "pictures with a watermark"
     task, reason, published = heads.WATERMARK, "watermark", 0.8
+
+    def __init__(self, head: str = "prompts", cut: float | None = None, model: str = "") -> None:
+        super().__init__(head, cut, model)
+        if head.endswith(".pt"):
+            self.needs = ("picture",)
+
+    def values(self, batch: pa.RecordBatch) -> np.ndarray:
+        if self.needs != ("picture",):
+            return super().values(batch)
+        from diptych.methods.curate.parts.watermark import watermarks
+
+        return watermarks(self.head, batch.column("picture").to_pylist())
 
 
 class Toxic(Score):
