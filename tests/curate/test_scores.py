@@ -99,6 +99,21 @@ def test_a_head_of_another_model_is_refused_with_both_names(directions, tmp_path
         Unsafe(path).select(batch, HERE, {})
 
 
+def test_a_head_is_checked_before_any_work(tmp_path):
+    own = save_head(tmp_path, [1.0] * 256, Base.of(micro()))
+    Unsafe(own).check("micro")
+    Unsafe("prompts").check("micro")
+    with pytest.raises(DiptychError, match="no class called watermark"):
+        Watermark(own).check("micro")
+    with pytest.raises(DiptychError, match=r"no head at nowhere\.npz"):
+        Unsafe("nowhere.npz").check("micro")
+    with pytest.raises(DiptychError, match=r"no watermark detector at nowhere\.pt"):
+        Watermark("nowhere.pt").check("micro")
+    other = save_head(tmp_path, [1.0] * 256, Base("mini", "mini", "a" * 32))
+    with pytest.raises(DiptychError, match=r'of "mini" .* were made by "micro"'):
+        Unsafe(f"{other}:unsafe").check("micro")
+
+
 def test_embeddings_that_do_not_say_their_model_need_it_said():
     batch = pa.record_batch({"key": ["a"], "embedding": pa.array([[1.0] * 256], pa.list_(pa.float32(), 256))})
     with pytest.raises(DiptychError, match="not known; name it"):

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from diptych.core.classifier import Base
+from diptych.errors import DiptychError
 from diptych.methods.curate.parts import heads, histograms
 from diptych.methods.curate.parts.pipeline import Counts, Place, Stage, Verdict
 from diptych.methods.curate.parts.vectors import maker_of, vectors_of, with_column
@@ -50,6 +52,11 @@ class Score(Stage):
         why = [absent if lost else self.reason if bad else "" for lost, bad in zip(missing, beyond, strict=True)]
         return Verdict(batch, ~(missing | beyond), why, histograms.tallied(self.task.column, values, self.step))
 
+    def check(self, model: str) -> None:
+        """Before any work: raise DiptychError where there is no such head, or where it is not one for this model."""
+        if self.head != "prompts":
+            open_head(self.head, self.task, Base(model, model, ""))
+
     def values(self, batch: pa.RecordBatch) -> np.ndarray:
         """The score of each row [N], NaN where there is none."""
         head = open_head(self.head, self.task, maker_of(batch.schema, model=self.model))
@@ -81,6 +88,12 @@ class Watermark(Score):
         super().__init__(head, cut, model)
         if head.endswith(".pt"):
             self.needs = ("picture",)
+
+    def check(self, model: str) -> None:
+        if self.needs != ("picture",):
+            super().check(model)
+        elif not Path(self.head).expanduser().is_file():
+            raise DiptychError(f"no watermark detector at {self.head}")
 
     def values(self, batch: pa.RecordBatch) -> np.ndarray:
         if self.needs != ("picture",):
