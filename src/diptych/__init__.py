@@ -22,6 +22,8 @@ VERBS = {
     "train": ("diptych.training.run", "train"),
     "make": ("diptych.training.make", "make"),
     "teach": ("diptych.training.stream", "teach"),
+    "index": ("diptych.search.run", "index"),
+    "search": ("diptych.search.run", "search"),
     "rewrite": ("diptych.data.rewrite_store", "make_rewrites"),
     "pairs": ("diptych.data.pairs", "read_pairs"),
     "predict": ("diptych.comparison.predict", "predict"),

@@ -163,3 +163,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_help_is_quick():
     said = subprocess.run(words, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in said.stderr.splitlines()}
     assert "--where" in said.stdout and "argparse" in imported and not imported & {"torch", "lancedb", "numpy"}
+
+
+def test_the_verbs_are_functions_though_a_package_has_the_name_of_one(made):
+    index, outcomes = diptych.index(made / "photos", made / "my.lance", device="cpu")
+    assert len(index) == 24 and [outcome.same for outcome in outcomes.values()] == [24]
+    for _ in range(2):
+        hits = diptych.search(index, "a circle", where="label = 'red'", k=3, device="cpu")
+        assert [hit.row["label"] for hit in hits] == ["red"] * 3
+    with pytest.raises(diptych.DiptychError, match="search for what"):
+        diptych.search(index)

@@ -1,4 +1,4 @@
-"""Embed pictures into an index that is searched by text, by picture and by filter.
+"""Embed pictures into an index that can be searched and filtered.
 
 SOURCE is a folder of pictures (x.txt beside x.jpg is its text, the folder its class), webdataset shards (a .tar, a
 folder of them, shards/{00000..00009}.tar) or a table (.parquet, .csv) with a column of pictures, whose other columns
@@ -17,8 +17,7 @@ from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     from diptych.search.embed import Outcome
-    from diptych.search.encoder import Encoder
-    from diptych.search.index import Index
+    from diptych.search.embed import Progress as Tell
 
 PLACE = 7.2
 CONTINUES = True
@@ -46,61 +45,37 @@ def run(given: argparse.Namespace) -> int:
         read.model(given.model)
     if given.base and not (given.model or "").endswith(".safetensors"):
         raise DiptychError("--base belongs to a --model that is a winner file of `diptych compare`")
-    from diptych.core.device import keep_freed_memory
-    from diptych.search.embed import as_json
-    from diptych.search.sources import open_source
-
-    keep_freed_memory()
-    sources = [open_source(one) for one in given.sources]  # what is not there is said before a model is opened
-    for source in sources:
-        if not source.items:
-            first = f"; the first: {source.set_aside[0].reason}" if source.set_aside else ""
-            raise DiptychError(f"{source.name} holds no pictures ({len(source.set_aside)} set aside{first})")
-    index, encoder = opened(given)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from diptych.search.embed import update
+    from diptych.core.device import keep_freed_memory
+    from diptych.search.embed import as_json
+    from diptych.search.run import index
 
-    errors, outcomes = Console(stderr=True), []
+    keep_freed_memory()
+    errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     speed = TextColumn("{task.fields[speed]} pictures/s")
     with Progress(*columns, speed, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
-        for source in sources:
-            bar = bars.add_task(source.name[-40:], total=len(source.items), speed="")
 
-            def progress(done: int, total: int, bar=bar) -> None:
-                rate = bars.tasks[bar].finished_speed or bars.tasks[bar].speed or 0
-                bars.update(bar, completed=done, total=total, speed=f"{rate:.0f}")
+        def bar_of(name: str) -> "Tell":
+            bar = bars.add_task(name[-40:], total=None, speed="")
 
-            outcomes.append(update(index, encoder, source, progress=progress))
-    if any(outcome.done or outcome.gone for outcome in outcomes) or index.measured() is None:
-        index.tidy()
+            def tell(done: int, total: int) -> None:
+                bars.update(bar, completed=done, total=total, speed=f"{bars.tasks[bar].speed or 0:.0f}")
+
+            return tell
+
+        options = {"model": given.model, "base": given.base, "device": given.device, "progress": bar_of}
+        made, outcomes = index(given.sources, given.db, **options)
     if given.json:
-        sys.stdout.write(as_json(index, dict(zip([s.name for s in sources], outcomes, strict=True))))
+        sys.stdout.write(as_json(made, outcomes))
         return 0
-    for source, outcome in zip(sources, outcomes, strict=True):
-        print(f"{source.name}: {said(outcome)}")
+    for name, outcome in outcomes.items():
+        print(f"{name}: {said(outcome)}")
         tell_set_aside(outcome)
-    print(f"{given.db}: {len(index)} pictures by {index.model}")
+    print(f"{given.db}: {len(made)} pictures by {made.model}")
     return 0
-
-
-def opened(given: argparse.Namespace) -> "tuple[Index, Encoder]":
-    """The index that is there, with its own model unless told otherwise; or a new one."""
-    from diptych.search.encoder import Encoder
-    from diptych.search.index import Index
-
-    if Index.exists(given.db):
-        index = Index.open(given.db)
-        if given.model:
-            encoder = Encoder.open(given.model, given.device, given.base)
-        else:
-            encoder = Encoder.of(index.model, given.device)
-        index.check(encoder.model)
-        return index, encoder
-    encoder = Encoder.open(given.model or "mini", given.device, given.base)
-    return Index.create(given.db, encoder.model, encoder.dim), encoder
 
 
 def said(outcome: "Outcome") -> str:

@@ -1,4 +1,4 @@
-"""Find pictures in an index: by text, by picture, by both, by what they are not.
+"""Find pictures in an index by text, by picture and by filter.
 
 --where filters by the columns of the index, such as "width > 500 and (label in ('cat', 'dog') or text like '%beach%')";
 --columns lists them. --words demands nothing but ranks rows whose text holds those words higher (reciprocal rank fusion
@@ -8,7 +8,7 @@ of both rankings). The score is the cosine.
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diptych.cli import options as read
 from diptych.cli.options import Parser
@@ -16,7 +16,6 @@ from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     from diptych.search.found import Hit
-    from diptych.search.index import Index
 
 PLACE = 7.4
 EXAMPLES = """
@@ -48,15 +47,14 @@ def run(given: argparse.Namespace) -> int:
     if given.out and given.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DiptychError(f"--out takes a .png or .jpg; not {given.out}")
     from diptych.search.index import Index
+    from diptych.search.run import search
 
     index = Index.open(given.db)
     if given.columns:
         print("\n".join(f"{name:<20} {kind}" for name, kind in index.columns.items()))
         return 0
-    if not given.text and not given.like:
-        raise DiptychError("search for what? give a TEXT, or --like PICTURE; --not alone says only what not to find")
-    where = index.filter(given.where)  # a condition that does not read is said before a model is opened
-    hits = found(index, given, where)
+    asked = {"like": given.like, "unwanted": given.unwanted, "where": given.where, "words": given.words}
+    hits = search(index, given.text, **asked, k=given.k, model=given.model, device=given.device)
     if given.json:
         sys.stdout.write(as_json(hits))
     else:
@@ -66,25 +64,6 @@ def run(given: argparse.Namespace) -> int:
 
         print(f"{sheet(hits, given.out, given.text or '')}", file=sys.stderr)
     return 0
-
-
-def found(index: "Index", given: argparse.Namespace, where: Any) -> "list[Hit]":
-    from diptych.search.encoder import Encoder, combined
-    from diptych.search.sources import file_bytes
-
-    encoder = None
-    files = [Path(one).expanduser() for one in given.like if Path(one).expanduser().is_file()]
-    ids = [one for one in given.like if not Path(one).expanduser().is_file()]
-    wanted = list(index.vectors(ids))
-    unwanted = []
-    if given.text or given.unwanted or files:
-        encoder = Encoder.of(index.model, given.device, given.model)
-        index.check(encoder.model)
-        wanted += [encoder.picture(file_bytes(path)) for path in files]
-        wanted += list(encoder.texts([given.text])) if given.text else []
-        unwanted = list(encoder.texts(given.unwanted)) if given.unwanted else []
-    query = combined(wanted, unwanted)
-    return index.search(query, given.k, where=where, text=given.words)
 
 
 def as_json(hits: "list[Hit]") -> str:
