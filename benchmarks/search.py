@@ -55,12 +55,14 @@ def questions(count: int, known: set[str], cache: Path) -> np.ndarray:
 
 
 def numpy_exact(rows: np.ndarray, allowed: np.ndarray | None) -> Answer:
+    """The rows that pass are known to it beforehand."""
+    passed = None if allowed is None else np.flatnonzero(allowed)
+
     def answer(query: np.ndarray) -> np.ndarray:
-        scores = rows @ query
-        if allowed is not None:
-            scores[~allowed] = -np.inf
+        scores = rows @ query if passed is None else (rows @ query)[passed]
         best = np.argpartition(scores, -K)[-K:]
-        return best[np.argsort(-scores[best])]
+        best = best[np.argsort(-scores[best])]
+        return best if passed is None else passed[best]
 
     return answer
 
@@ -251,7 +253,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     from diptych.report.svg import COLOURS, MARKERS
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(14, 5.2), sharey=True)
     names = list(dict.fromkeys(point["system"] for point in found["none"]["points"]))
     for axis, (name, one) in zip(axes, found.items(), strict=True):
         for i, system in enumerate(names):
@@ -266,8 +268,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.set(yscale="log", xlabel="recall@10", title="no filter" if name == "none" else passed)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("milliseconds a query, one thread")
-    axes[0].legend(fontsize=8, loc="lower left")
-    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=5, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
@@ -277,7 +280,11 @@ def main() -> None:
     parser.add_argument("captions", help="what benchmarks/captions.py wrote, without .npy")
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--build", action="store_true", help="build the indices and stop")
+    parser.add_argument("--draw", action="store_true", help="draw what was measured last")
     given = parser.parse_args()
+    if given.draw:
+        draw(json.loads((RESULTS / "search.json").read_text())["filters"], RESULTS / "search.png")
+        return
     sys.path.insert(0, str(Path(__file__).parent))
     faiss.omp_set_num_threads(1)
     rows = np.load(f"{given.captions}.npy")
@@ -330,7 +337,7 @@ def main() -> None:
         "build_seconds": seconds,
         "filters": found,
         "updates": updates(work, rows),
-        "provenance": provenance(),
+        "provenance": provenance() | {"command": ["search.py", "WORK/captions", *sys.argv[2:]]},
     }
     print(json.dumps(result["updates"], indent=1))
     write_atomically(RESULTS / "search.json", (json.dumps(result, indent=1) + "\n").encode())

@@ -49,3 +49,13 @@ def test_boxes_keep_their_share_and_aspect():
         w, h = right - left, bottom - top
         assert 0.49 < w * h / 60_000 <= 1.01 and 0.74 < w / h < 1.35
     assert random_box((10, 500), rng, (0.9, 1.0)) == (0, 245, 10, 255)  # none of that share has a fair aspect
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("resize", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(203, 150), (150, 207), (31, 20), (48, 48), (6000, 48), (6000, 20)])
+def test_the_quick_way_is_the_same_within_one_level(interpolation, resize, size):
+    form = Preprocess(48, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), interpolation, resize)
+    image = picture(*size)
+    apart = (form.quick(image) - form(image)).abs() * torch.tensor(form.std)[:, None, None] * 255
+    assert apart.max() < 1.01 and apart.mean() < 0.02

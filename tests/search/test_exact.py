@@ -72,3 +72,12 @@ def test_reciprocal_rank_fusion_is_the_paper_s():
     assert found["a"] == pytest.approx(1 / 61 + 1 / 62)
     assert found["c"] == pytest.approx(1 / 63 + 1 / 61)
     assert found["d"] == pytest.approx(1 / 63)
+
+
+def test_rows_come_from_any_piece_in_the_order_asked():
+    exact = exact_of(np.eye(3, dtype=np.float32))
+    for i in range(3, 150):  # pieces are joined on the way
+        exact = exact.added(np.zeros((1, 3), np.float32), rows_of([str(i)]))
+    places = np.array([149, 0, 77, 2, 140])
+    assert [row["id"] for row in exact.cells(places)] == ["149", "0", "77", "2", "140"]
+    assert 1 < len(exact.pieces) < 100 and exact.cells(np.empty(0, np.int64)) == []

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -175,21 +176,37 @@ def test_opening_what_is_not_there(tmp_path, made):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DiptychError, match="holds no index"):
         Index.open(tmp_path / "empty")
+    import lancedb
+
+    lancedb.connect(tmp_path / "other").create_table("pictures", [{"a": 1}])
+    with pytest.raises(DiptychError, match="was not made by diptych"):
+        Index.open(tmp_path / "other")
+    for path in Path(made.uri, "pictures.lance", "_versions").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(DiptychError, match="is damaged"):
+        Index.open(made.uri)
     with pytest.raises(DiptychError, match="already holds an index"):
         Index.create(made.uri, MODEL, DIM)
 
 
 def test_tidy_measures_and_keeps_everything(made):
-    for i in range(12):
+    for i in range(25):
         made.add([{"id": f"n{i}", "text": "new"}], vectors_of(1, seed=100 + i))
     before = [hit.id for hit in made.search(vectors_of(1)[0], 100)]
     assert made.info.measured is None
     made.tidy()
     info = Index.open(made.uri).info
-    assert (info.rows, info.dim, info.model) == (52, DIM, MODEL)
-    assert info.measured and (info.measured.kind, info.measured.recall10, info.measured.rows) == ("exact", 1.0, 52)
+    assert (info.rows, info.dim, info.model) == (65, DIM, MODEL)
+    assert info.measured and (info.measured.kind, info.measured.recall10, info.measured.rows) == ("exact", 1.0, 65)
+    assert made.table.stats()["fragment_stats"]["num_fragments"] == 1
     assert info.measured.milliseconds > 0
     assert [hit.id for hit in made.search(vectors_of(1)[0], 100)] == before
+    old = sorted(Path(made.uri, "pictures.lance", "data").iterdir())
+    made.add([{"id": "one more", "text": "new"}], vectors_of(1, seed=99))
+    made.tidy()
+    assert (
+        len([p for p in Path(made.uri, "pictures.lance", "data").iterdir() if p not in old]) == 1
+    )  # no other is written
 
 
 def test_beyond_the_size_for_exact_search_lance_is_probed_and_recall_measured(tmp_path, monkeypatch):
@@ -203,7 +220,7 @@ def test_beyond_the_size_for_exact_search_lance_is_probed_and_recall_measured(tm
     index.tidy()
     measured = index.info.measured
     assert measured and measured.kind == "ivf_pq" and measured.probes > 0
-    assert 0.97 <= measured.recall10 <= 1
+    assert 0.95 <= measured.recall10 <= 1
     assert index.exact is None  # nothing of it was read into memory
     found = {hit.id for hit in index.search(vectors[7], 10, where=index.filter("width >= 1000"))}
     scores = vectors[1000:] @ vectors[7]
@@ -250,3 +267,26 @@ def test_kill_9_during_an_add_leaves_all_finished_rows(made, after):
     index.add([{"id": "after"}], vectors_of(1))
     index.tidy()
     assert len(index) == len(ids) + 1
+
+
+def test_threads_search_while_another_writes(made):
+    vectors, wrong = vectors_of(40), []
+    done = threading.Event()
+
+    def ask(number):
+        while not done.is_set():
+            hits = made.search(vectors[number], 5, where=made.filter("width >= 0") if number % 2 else None)
+            ids = [hit.id for hit in hits]
+            if hits[0].id != f"p/{number}.jpg" or len(set(ids)) < 5 or hits[0].score < 0.999:
+                wrong.append(ids)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in (1, 2, 5)]
+    for thread in threads:
+        thread.start()
+    for i in range(15):
+        made.add([{"id": f"n{i}/{j}", "width": 1} for j in range(40)], vectors_of(40, seed=1000 + i))
+        made.remove([f"n{i}/{j}" for j in range(30)])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(made) == 40 + 15 * 10

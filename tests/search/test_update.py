@@ -109,7 +109,10 @@ def test_what_was_only_touched_or_moved_is_known_by_its_bytes(index, encoder, ph
     assert after["moved/3.png"]["width"] == 16
 
 
-def test_contents_that_change_places_take_their_vectors_along(index, encoder, photos):
+@pytest.mark.parametrize("commit", [1, 100])
+def test_contents_that_change_places_take_their_vectors_along(index, encoder, photos, monkeypatch, commit):
+    monkeypatch.setattr(embed, "COMMIT", commit)
+    monkeypatch.setattr(embed, "BATCH", commit)
     update(index, encoder, open_source(str(photos)))
     red, blue = (photos / colour / "0.png" for colour in ("red", "blue"))
     one, other = red.read_bytes(), blue.read_bytes()
@@ -265,6 +268,11 @@ def test_tables_with_columns_of_their_own(index, encoder, tmp_path, kind):
     assert hits[0].id == ("t.parquet/00000002" if kind == "inside" else "green.png")
     assert picture_at(hits[0].row["path"]) == png("green")
     assert counts(update(index, encoder, open_source(str(path)))) == {"same": 4}
+    if kind == "csv":
+        path.write_text(path.read_text().replace("it's green,2", "a lime,9"))
+        os.utime(path, (2e9, 2e9))
+        assert counts(update(index, encoder, open_source(str(path)))) == {"changed": 4, "copies": 4}
+        assert index.rows(["green.png"])[0]["price"] == 9 and encoder.seen == 4
 
 
 def test_paths_that_are_no_longer_there_say_so(tmp_path):

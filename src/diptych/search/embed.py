@@ -157,8 +157,12 @@ def read_ahead(
     encoder: Encoder, items: Sequence[Item], digests: Digests, seconds: Seconds
 ) -> Iterator[Read | SetAside]:
     """In the order of the items, decoded by threads, no more than a few batches ahead."""
+    import torch
+
+    threads = torch.get_num_threads()
     waiting: deque[Future[Read | SetAside]] = deque()
-    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool:
+    # Each reading thread resizes by itself; a team of torch's for each would take the cores from the model.
+    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), "read", torch.set_num_threads, (1,)) as pool:
         try:
             for item in itertools.chain(items, [None]):
                 if item is not None:
@@ -171,6 +175,7 @@ def read_ahead(
         finally:
             for one in waiting:
                 one.cancel()
+            torch.set_num_threads(threads)
 
 
 def read_item(encoder: Encoder, item: Item, digests: Digests) -> Read | SetAside:

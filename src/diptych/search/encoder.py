@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from diptych.core.clip import CLIP
 
 
+LARGE = 4  # times the size that the model reads: pictures are decoded no smaller
+
+
 class Encoder:
     """model: what it is called in an index, with its hash; clip: what computes."""
 
     def __init__(self, clip: "CLIP", classifier: str = "") -> None:
+        from diptych.core.fold import folded
+
         preprocess = hashlib.sha256(json.dumps(asdict(clip.preprocess), sort_keys=True).encode()).hexdigest()[:32]
         self.clip = clip
         self.model = Model(clip.name, clip.fingerprint, clip.source, classifier, preprocess)
         self.dim = clip.embed_dim
+        self.tower = folded(clip.image, clip.preprocess.size)
 
     @classmethod
     def open(cls, model: str, device: str | None = None, base: str | None = None) -> "Encoder":
@@ -58,16 +64,20 @@ class Encoder:
             ) from error
 
     def pixels(self, data: bytes) -> tuple["Tensor", tuple[int, int]]:
-        """A picture's bytes -> ([3, H, W], its true width and height). Raises BadPicture."""
-        image, size = decode(data, at_least=self.clip.preprocess.size)
-        return self.clip.preprocess(image), size
+        """A picture's bytes -> ([3, H, W], its true width and height). Raises BadPicture.
+
+        A JPEG of many times the size that the model reads is decoded to a half or a quarter, which leaves a cosine of
+        0.9994 with the embedding of the whole.
+        """
+        image, size = decode(data, at_least=LARGE * self.clip.preprocess.size)
+        return self.clip.preprocess.quick(image), size
 
     def pictures(self, pixels: Sequence["Tensor"]) -> np.ndarray:
         """N of [3, H, W] -> unit vectors [N, D]."""
         import torch
 
         with torch.inference_mode():
-            return units(self.clip.encode_image(torch.stack(list(pixels))).float().cpu().numpy())
+            return units(self.tower(torch.stack(list(pixels)).to(self.clip.device)).embedding.float().cpu().numpy())
 
     def picture(self, data: bytes) -> np.ndarray:
         """-> a unit vector [D]. Raises BadPicture."""

@@ -5,7 +5,7 @@ new `Exact` that shares it; one that is in use stays as it is, so searches need 
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class Exact:
 
     def __init__(self, room: np.ndarray, count: int, rows: "pa.Table", alive: np.ndarray | None = None) -> None:
         self.room, self.count, self.rows, self.alive = room, count, rows, alive  # alive: bool [N]; None: all of them
+        self.pieces = rows.to_batches()
+        self.starts = np.cumsum([0, *(piece.num_rows for piece in self.pieces)])
 
     @classmethod
     def empty(cls, dim: int, rows: "pa.Table", expected: int = 0) -> "Exact":
@@ -31,6 +33,18 @@ class Exact:
     @property
     def matrix(self) -> np.ndarray:
         return self.room[: self.count]
+
+    def cells(self, places: np.ndarray) -> list[dict[str, Any]]:
+        """The rows at these positions. (`Table.take` joins all pieces of a table first.)"""
+        import pyarrow as pa
+
+        found: dict[int, dict[str, Any]] = {}
+        where = np.searchsorted(self.starts, places, side="right") - 1
+        for piece in np.unique(where).tolist():
+            some = places[where == piece]
+            taken = self.pieces[piece].take(pa.array(some - self.starts[piece])).to_pylist()
+            found |= dict(zip(some.tolist(), taken, strict=True))
+        return [found[place] for place in places.tolist()]
 
     def __len__(self) -> int:
         return self.count if self.alive is None else int(self.alive.sum())

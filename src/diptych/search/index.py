@@ -7,11 +7,12 @@ exact, in memory; above that it goes through Lance's IVF_PQ with exact re-rankin
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 TABLE, MEASURED = "pictures", "measured"
 EXACT_BYTES = 3 << 30  # of vectors; 2 million rows of 384 numbers
+PIECES = 20  # of the table on disk, beyond which they are joined
+SETTLED = 100_000_000  # nanoseconds after which a file's time of change is taken to be its last
 DEEP = 100  # of each ranking, at least, when vectors and full text are combined
 
 
@@ -37,13 +40,18 @@ class Index:
     """Open one with `Index.open`, make one with `Index.create`. Searches may run in several threads beside a writer."""
 
     def __init__(self, database: Any, table: Any, uri: str) -> None:
-        about = json.loads((table.schema.metadata or {}).get(b"diptych", b"{}"))
-        if about.get("format") != FORMAT:
-            raise DiptychError(f"{uri} is no index of diptych of format {FORMAT}; `diptych index` makes one")
+        try:
+            about = json.loads((table.schema.metadata or {})[b"diptych"])
+            self.model, self.dim, made = Model(**about["model"]), int(about["dim"]), about["format"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DiptychError(f"{uri} was not made by diptych; `diptych index` makes an index") from error
+        if made != FORMAT:
+            raise DiptychError(f"{uri} has format {made}; this diptych reads {FORMAT}")
         self.uri, self.database, self.table = uri, database, table
-        self.model, self.dim = Model(**about["model"]), int(about["dim"])
         self.exact: Exact | None = None
         self.seen = -1  # the table's version that `exact` holds
+        self.seen_state: int | None = None
+        self.probes: int | None = None  # lists of Lance's index a query looks into; None: not read yet
         self.lock = threading.RLock()
 
     # -- opening -------------------------------------------------------------------------------------------------------
@@ -74,7 +82,11 @@ class Index:
         database = connect(uri)
         if TABLE not in tables_of(database):
             raise DiptychError(f"{uri} holds no index; `diptych index PICTURES --db {uri}` makes one")
-        return cls(database, database.open_table(TABLE), str(uri))
+        try:
+            table = database.open_table(TABLE)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DiptychError(f"the index at {uri} is damaged: {str(error).splitlines()[0][:300]}") from error
+        return cls(database, table, str(uri))
 
     @classmethod
     def exists(cls, uri: str | Path) -> bool:
@@ -83,7 +95,12 @@ class Index:
     # -- what is in it -------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return self.table.count_rows()
+        return self.latest().count_rows()
+
+    def latest(self) -> Any:
+        """The table as it is now, whoever wrote to it."""
+        self.table.checkout_latest()
+        return self.table
 
     @property
     def columns(self) -> dict[str, str]:
@@ -128,16 +145,17 @@ class Index:
     def select(self, where: Filter | None = None, columns: Sequence[str] | None = None) -> "pa.Table":
         """The rows for which the filter is true, as an Arrow table; `vector` is a column like others."""
         chosen = [*self.columns] if columns is None else list(columns)
-        query = self.table.search().select(chosen)
+        query = self.latest().search().select(chosen)
         if where is not None:
             query = query.where(where.sql())
         return query.limit(None).to_arrow().select(chosen)
 
     def fetch(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
+        table = self.latest()
         for start in range(0, len(ids), 500):
             some = ", ".join(literal(one) for one in ids[start : start + 500])
-            query = self.table.search().where(f"`id` IN ({some})").select(columns).limit(None)
+            query = table.search().where(f"`id` IN ({some})").select(columns).limit(None)
             found |= {row["id"]: row for row in query.to_arrow().to_pylist()}
         return [found[one] for one in ids if one in found]
 
@@ -242,18 +260,17 @@ class Index:
         return [near[one] for one in order if one in near]
 
     def by_vector(self, query: np.ndarray, k: int, where: Filter | None) -> list[Hit]:
-        if self.is_large:
+        if self.exact is None and self.is_large:
             return self.by_lance(query, k, where)
         exact = self.refresh()
         places, scores = exact.top(query, k, None if where is None else where.mask(exact.rows))
-        rows = exact.rows.take(places).to_pylist()
-        return [Hit(row["id"], float(score), row) for row, score in zip(rows, scores, strict=True)]
+        return [Hit(row["id"], float(score), row) for row, score in zip(exact.cells(places), scores, strict=True)]
 
     def by_words(self, text: str, k: int, where: Filter | None) -> list[str]:
         """Ids by BM25."""
         if not any("text" in index.columns for index in self.table.list_indices()):
             self.index_words()
-        query = self.table.search(text, query_type="fts").select(["id", "_score"])
+        query = self.latest().search(text, query_type="fts").select(["id", "_score"])
         if where is not None:
             query = query.where(where.sql(), prefilter=True)
         return query.limit(k).to_arrow()["id"].to_pylist()
@@ -261,9 +278,11 @@ class Index:
     def by_lance(self, query: np.ndarray, k: int, where: Filter | None, probes: int = 0) -> list[Hit]:
         """Through Lance's index, re-ranked by exact cosines; without one, through all rows on disk."""
         if not probes:
-            measured = self.measured()
-            probes = measured.probes if measured else 0
-        search = self.table.search(query).distance_type("cosine").select([*self.columns, "_distance"])
+            if self.probes is None:
+                measured = self.measured()
+                self.probes = measured.probes if measured else 0
+            probes = self.probes
+        search = self.latest().search(query).distance_type("cosine").select([*self.columns, "_distance"])
         if probes:
             search = search.nprobes(probes).refine_factor(REFINE)
         if where is not None:
@@ -277,8 +296,11 @@ class Index:
 
     def refresh(self) -> Exact:
         """The rows in memory, as they are on disk now: what others wrote is read, and no more than that."""
+        state, exact = self.state(), self.exact
+        if exact is not None and state is not None and state == self.seen_state:
+            return exact
         with self.lock:
-            self.table.checkout_latest()
+            self.latest()
             version, names = self.table.version, [*self.columns]
             if self.exact is not None and self.exact.rows.column_names != names:
                 self.exact = None
@@ -286,8 +308,18 @@ class Index:
                 self.exact = self.read_all(names)
             elif version != self.seen:
                 self.exact = self.read_changes(self.exact, names)
-            self.seen = version
+            self.seen, self.seen_state = version, state
             return self.exact
+
+    def state(self) -> int | None:
+        """When the table was last written to, in nanoseconds; None where that cannot be told from the folder.
+
+        File systems keep time in steps of some milliseconds, so a very recent time is no sure sign.
+        """
+        if "://" in self.uri:
+            return None
+        changed = os.stat(Path(self.uri).expanduser() / f"{TABLE}.lance" / "_versions").st_mtime_ns
+        return changed if time.time_ns() - changed > SETTLED else None
 
     def read_all(self, names: list[str]) -> Exact:
         import pyarrow as pa
@@ -296,7 +328,7 @@ class Index:
         exact = Exact.empty(self.dim, self.table.schema.empty_table().select(names), len(self))
         for batch in rows:
             exact = exact.added(vectors_of(batch), pa.Table.from_batches([batch.select(names)]))
-        return exact
+        return Exact(exact.room, exact.count, exact.rows.combine_chunks())
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(vectors [N, D], ids [N]) of all rows, some thousands at a time."""
@@ -324,13 +356,14 @@ class Index:
     def tidy(self) -> None:
         """After much was added: join the pieces on disk, bring the indices of words and vectors up to date, measure."""
         with self.lock:
-            self.table.checkout_latest()
+            self.latest()
             kinds = {index.columns[0] for index in self.table.list_indices()}
             if "text" not in kinds and self.table.count_rows("`text` IS NOT NULL"):
                 self.index_words()
             if self.is_large and "vector" not in kinds:
                 self.index_vectors()
-            self.table.optimize()
+            if self.table.stats()["fragment_stats"]["num_fragments"] > PIECES:  # it writes them all anew
+                self.table.optimize(cleanup_older_than=timedelta(hours=1))
             measured = self.measured()
             if len(self) and (measured is None or abs(len(self) - measured.rows) > 0.1 * measured.rows):
                 self.note(measure(self))
@@ -358,6 +391,7 @@ class Index:
         return last and Measured(**json.loads(last["found"]))
 
     def note(self, found: Measured) -> None:
+        self.probes = found.probes
         row = [{"at": time.time_ns(), "found": json.dumps(asdict(found))}]
         if MEASURED in tables_of(self.database):
             self.database.open_table(MEASURED).add(row)

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diptych.data.pictures import BadPicture, decode
 from diptych.files import atomic
+from diptych.report.words import clean
 from diptych.search.found import Hit
 from diptych.search.sources import picture_at
 
@@ -49,7 +50,7 @@ def letters(size: int) -> ImageFont.FreeTypeFont:
 
 def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text on one line, cut with an ellipsis where it is too long."""
-    text = " ".join(text.split())[:300]
+    text = clean(text)[:300]
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

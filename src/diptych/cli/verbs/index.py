@@ -118,10 +118,11 @@ def said(outcome: "Outcome") -> str:
 
 def tell_set_aside(outcome: "Outcome") -> None:
     from diptych.data.pairs import summary
+    from diptych.report.words import clean
 
     if outcome.set_aside:
-        print(summary(outcome.set_aside), file=sys.stderr)
+        print(clean(summary(outcome.set_aside)), file=sys.stderr)
         for one in outcome.set_aside[:SHOWN]:
-            print(f"  {one.id}: {one.reason}", file=sys.stderr)
+            print(f"  {clean(one.id)}: {clean(one.reason)}", file=sys.stderr)
     for column, count in outcome.misfits.items():
         print(f'{count} cells do not fit column "{column}" and were left empty', file=sys.stderr)

@@ -95,8 +95,11 @@ def as_json(hits: "list[Hit]") -> str:
 
 
 def table(hits: "list[Hit]") -> None:
+    from diptych.report.words import clean, shorten
+
     if not hits:
         print("nothing found", file=sys.stderr)
     for i, hit in enumerate(hits, 1):
         size = f"{hit.row['width']}x{hit.row['height']}" if hit.row["width"] else ""
-        print(f"{i:>3}  {hit.score:.3f}  {hit.id:<40}  {size:<10} {' '.join((hit.row['text'] or '').split())[:80]}")
+        text = shorten(hit.row["text"] or "", 80)
+        print(f"{i:>3}  {hit.score:.3f}  {clean(hit.id):<40}  {size:<10} {text}".rstrip())
