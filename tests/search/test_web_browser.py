@@ -380,7 +380,7 @@ def test_on_a_phone(chromium: Any, address: str):
         assert area["width"] >= 32 and area["height"] >= 32, "wide enough for a finger"
     page.locator(".tile").nth(1).tap()
     assert page.locator("#detail[open]").count() == 1
-    assert page.evaluate("document.getElementById('detail').getBoundingClientRect().width") == 390
+    assert page.evaluate("document.getElementById('detail').offsetWidth") == 390, "the whole screen"
     page.locator("#detail [data-close]").tap()
     page.eval_on_selector(
         ".tile",

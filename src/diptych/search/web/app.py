@@ -145,7 +145,7 @@ def create_app(
     @app.post("/api/export", summary="Write a subset to a file")
     async def export(wish: Wish) -> Ready:
         table = await in_thread(searching.thread, rows_for, explorer, wish)
-        return await in_thread(writer, downloads.make, table, wish.format, explorer.about().name, row_of)
+        return await in_thread(writer, downloads.make, table, wish.format, explorer.about().name, explorer.row)
 
     @app.get("/api/export/{token}", summary="Fetch a subset", response_class=FileResponse)
     async def fetch(token: Annotated[str, Path(max_length=64)]) -> Response:

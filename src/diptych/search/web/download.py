@@ -7,11 +7,12 @@ import tempfile
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.data.pictures import BadPicture
 from diptych.errors import DiptychError
 from diptych.search.export import Exported, write_csv, write_parquet, write_webdataset
 from diptych.search.web.explorer import Explorer, Ranking, deepen, is_safe, kind_of
@@ -87,8 +88,8 @@ class Downloads:
         self.folder = Path(tempfile.mkdtemp(prefix="diptych-export-"))
         self.waiting: OrderedDict[str, Waiting] = OrderedDict()
 
-    def make(self, table: "pa.Table", kind: str, name: str, rows: Callable[[str], dict[str, Any]]) -> Ready:
-        """rows: a key to the row of the index, which says where its picture is."""
+    def make(self, table: "pa.Table", kind: str, name: str, rows: Callable[[str], dict[str, Any] | None]) -> Ready:
+        """rows: a key to the row of the index, which says where its picture is; None where it has gone."""
         token = secrets.token_urlsafe(24)
         path = self.folder / f"{token}{ENDINGS[kind]}"
         batches = table.to_batches(max_chunksize=4096)
@@ -105,9 +106,15 @@ class Downloads:
             made = self.waiting[token]
         return Ready(token=token, name=made.name, rows=done.rows, failed=dict(done.failed), bytes=path.stat().st_size)
 
-    def shards(self, batches: Any, path: Path, rows: Callable[[str], dict[str, Any]]) -> Exported:
+    def shards(self, batches: Any, path: Path, rows: Callable[[str], dict[str, Any] | None]) -> Exported:
+        def picture(row: Mapping[str, Any]) -> bytes:
+            found = rows(row["key"])
+            if found is None:
+                raise BadPicture("no longer in the index")
+            return self.read(found)
+
         with tempfile.TemporaryDirectory(dir=self.folder) as shards:
-            done = write_webdataset(batches, Path(shards) / "shards", lambda row: self.read(rows(row["key"])))
+            done = write_webdataset(batches, Path(shards) / "shards", picture)
             with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # pictures do not shrink
                 for file in done.files:
                     archive.write(file, file.name)
