@@ -1,10 +1,10 @@
-"""A recipe that takes its time, for a test that stops it."""
+"""A recipe that takes its time, for tests that stop it."""
 
 import os
 import time
 from pathlib import Path
 
-from curate_world import Config, Half, Recipe
+from curate_world import Config, Half, Recipe, Short
 
 
 class Slow(Recipe):
@@ -19,3 +19,16 @@ class Sleeps(Half):
         Path(os.environ["CURATE_BEGUN"]).touch()
         time.sleep(60)
         return super().select(batch, place, counts)
+
+
+class Slower(Short):
+    def select(self, batch, place, counts):
+        time.sleep(1.0)
+        return super().select(batch, place, counts)
+
+
+class Slowly(Recipe):
+    Config = Config
+
+    def stages(self, columns, seed=0):
+        return [Slower(), *super().stages(columns, seed)[1:]]

@@ -5,25 +5,16 @@ Ray takes most of a minute to begin, so this runs where DIPTYCH_TEST_RAY is set.
 
 import os
 import threading
-import time
+from pathlib import Path
 
 import pytest
-from curate_world import Recipe, Short, contents, table
+from curate_slow import Slowly
+from curate_world import contents, table
 
+import diptych
 from diptych.curation.run import curate
 
 pytestmark = pytest.mark.skipif(not os.environ.get("DIPTYCH_TEST_RAY"), reason="DIPTYCH_TEST_RAY is not set")
-
-
-class Slower(Short):
-    def select(self, batch, place, counts):
-        time.sleep(1.0)
-        return super().select(batch, place, counts)
-
-
-class Slowly(Recipe):
-    def stages(self, columns, seed=0):
-        return [Slower(), *super().stages(columns, seed)[1:]]
 
 
 def test_a_node_killed_in_the_middle_loses_nothing(tmp_path):
@@ -43,7 +34,9 @@ def test_a_node_killed_in_the_middle_loses_nothing(tmp_path):
             cluster.remove_node(second, allow_graceful=False)
 
     try:
-        ray.init(address=cluster.address, log_to_driver=False)
+        paths = os.pathsep.join([str(Path(diptych.__file__).parents[1]), str(Path(__file__).parents[1])])
+        environment = {"env_vars": {"PYTHONPATH": paths}}
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env=environment)
         assert sum(node["Alive"] for node in ray.nodes()) == 2
         curate(Slowly(), tmp_path / "in", tmp_path / "ray", engine="ray", progress=progress)
         assert lost.is_set()
