@@ -174,3 +174,11 @@ def test_it_says_what_is_missing(tmp_path):
     with pytest.raises(DiptychError, match=r"metaclip\.metadata=FILE"):
         curate("metaclip", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_other_entries_in_the_same_file_are_another_run(tmp_path):
+    source, settings = world(tmp_path)
+    curate("metaclip", source, tmp_path / "out", settings=settings)
+    (tmp_path / "entries.txt").write_text("thing1\n")
+    with pytest.raises(DiptychError, match="files differ"):
+        curate("metaclip", source, tmp_path / "out", settings=settings)
