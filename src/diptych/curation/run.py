@@ -1,5 +1,6 @@
 """`curate`: a system's stages over an input, to shards and a report: one result, however it was run."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -193,6 +194,7 @@ def identity_of(
             {
                 "recipe": pipeline.system(),
                 "settings": asdict(pipeline.config),
+                "files": files_of(asdict(pipeline.config)),
                 "stages": [step.name for step in steps],
                 "seed": seed,
                 "rows": rows,
@@ -202,6 +204,16 @@ def identity_of(
             }
         )
     )
+
+
+def files_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files that settings name: other entries are another run."""
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, str) and value and Path(value).expanduser().is_file():
+            with open(Path(value).expanduser(), "rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def open_out(folder: Path, identity: dict[str, Any]) -> None:
