@@ -164,14 +164,22 @@ def bars(values: Sequence[tuple[str, float]], x_label: str, colour: str = COLOUR
     return figure
 
 
-def histogram(edges: Sequence[float], counts: Mapping[str, Sequence[float]], x_label: str) -> "Figure":
-    """The share of each name's values in bins between `edges`, one over the other."""
+def histogram(
+    edges: Sequence[float],
+    counts: Mapping[str, Sequence[float]],
+    x_label: str,
+    marks: Mapping[str, float] | None = None,
+) -> "Figure":
+    """The share of each name's values in bins between `edges`, one over the other; marks: of a name, its threshold,
+    as a line in its colour."""
     with house_style():
         figure, axes = _axes(WIDE, HIGH)
         left, width = np.asarray(edges[:-1]), np.diff(edges)
         for i, (name, count) in enumerate(counts.items()):
             share = np.asarray(count, dtype=float) / max(sum(count), 1)
             axes.bar(left, share, width, align="edge", color=COLOURS[i % len(COLOURS)], alpha=0.5, label=name)
+            if marks and name in marks:
+                axes.axvline(marks[name], color=COLOURS[i % len(COLOURS)], linewidth=1.6, linestyle=(0, (4, 3)))
         axes.legend(frameon=False)
         _percent(axes.yaxis)
         axes.set_xlabel(x_label)

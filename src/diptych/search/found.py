@@ -1,0 +1,50 @@
+"""What an index says: of the model that made it, of itself, and of what it found."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Model:
+    """What made the vectors. name, source: what people call it and what `load` opens; hash: `CLIP.fingerprint`;
+    classifier: the winner file whose tower edits it has, or ""; preprocess: hash of the preprocessing alone."""
+
+    name: str
+    hash: str
+    source: str = ""
+    classifier: str = ""
+    preprocess: str = ""
+
+    def __str__(self) -> str:
+        tuned = f" with {self.classifier}" if self.classifier else ""
+        return f'"{self.name}"{tuned} ({self.hash[:12]})'
+
+
+@dataclass(frozen=True)
+class Measured:
+    """kind: "exact" or "ivf_pq"; recall10, milliseconds: of `queries` of the index's own rows, at one time `rows`."""
+
+    kind: str
+    rows: int
+    recall10: float
+    milliseconds: float
+    queries: int
+    probes: int = 0
+    refine: int = 0
+
+
+@dataclass(frozen=True)
+class Info:
+    model: Model
+    dim: int
+    rows: int
+    measured: Measured | None  # None: not yet
+
+
+@dataclass(frozen=True)
+class Hit:
+    """score: the cosine with the query; row: all other columns."""
+
+    id: str
+    score: float
+    row: dict[str, Any] = field(repr=False)
