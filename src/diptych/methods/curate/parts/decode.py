@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from diptych.data.pictures import BadPicture, decode, opened
 from diptych.errors import DiptychError
-from diptych.methods.curate.parts.dedup import with_column
 from diptych.methods.curate.parts.download import UNUSABLE, with_status
 from diptych.methods.curate.parts.pipeline import Counts, Place, Stage, Verdict
 from diptych.methods.curate.parts.resize import checked_mode, exif_of, is_touched, jpeg, resized
+from diptych.methods.curate.parts.vectors import with_column
 from diptych.methods.curate.parts.web_rules import by_reason
 
 HASHES = ("sha256", "md5")

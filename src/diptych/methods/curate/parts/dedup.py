@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from diptych.methods.curate.parts.bloom import Bloom, hash64
 from diptych.methods.curate.parts.pipeline import Counts, Place, Stage, Verdict
+from diptych.methods.curate.parts.vectors import with_column
 
 
 class Repeats(Stage):
@@ -119,11 +120,3 @@ def uids(batch: pa.RecordBatch) -> list[str]:
 def halves(digests: Sequence[bytes]) -> np.ndarray:
     """16 bytes each -> uint64 [N, 2]."""
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64).reshape(-1, 2)
-
-
-def with_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
-    """The batch with a column added, or put in the place of one of that name."""
-    index = batch.schema.get_field_index(name)
-    if index < 0:
-        return batch.append_column(name, values)
-    return batch.set_column(index, name, values)

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
-from diptych.methods.curate.parts.dedup import with_column
 from diptych.methods.curate.parts.fetch import Manners, NoFile, fetch
 from diptych.methods.curate.parts.pipeline import Counts, Place, Stage, Verdict, chance_of
+from diptych.methods.curate.parts.vectors import with_column
 from diptych.methods.curate.parts.web_rules import by_reason
 
 SUCCESS, FAILED, UNUSABLE = "success", "failed_to_download", "failed_to_resize"

@@ -10,8 +10,9 @@ from functools import cache
 import pyarrow as pa
 
 from diptych.errors import missing_extra
-from diptych.methods.curate.parts.dedup import with_column
+from diptych.methods.curate.parts.clip_filter import LISTED, stream_of
 from diptych.methods.curate.parts.pipeline import Counts, Place, Stage, Verdict
+from diptych.methods.curate.parts.vectors import with_column
 from diptych.methods.curate.parts.web_rules import by_reason
 from diptych.report import Column, Section, Table
 
@@ -44,16 +45,13 @@ class Language(Stage):
     def sections(self, counts: Counts, tallies: Mapping[str, int]) -> Sequence[Section]:
         seen = {name.removesuffix(" seen"): n for name, n in tallies.items() if name.endswith(" seen")}
         rows = [
-            [name, f"{n:,}", f"{100 * tallies.get(f'{name} kept', 0) / n:.0f} %"]
+            [name, f"{n:,}", f"{tallies[f'{name} kept'] / n:.0%}"]
             for name, n in sorted(seen.items(), key=lambda item: (-item[1], item[0]))
         ]
-        head = [Column("language", number=False), Column("texts"), Column("kept")]
-        return [Table(columns=head, rows=rows, title="Languages of the texts")] if rows else []
-
-
-def stream_of(language: str) -> str:
-    """LAION-5B's three: "en", "other", "nolang"."""
-    return language if language in ("en", NONE) else "other"
+        hidden = len(rows) - LISTED
+        note = f"{hidden} languages with fewer rows are not listed" if hidden > 0 else ""
+        head = (Column("language", number=False), Column("texts"), Column("kept"))
+        return [Table(head, rows[:LISTED], title="Languages of the texts", note=note)] if rows else []
 
 
 def language_of(text: str, least: float = 0.7) -> str:
