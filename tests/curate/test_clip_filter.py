@@ -173,6 +173,8 @@ def test_the_extremes_have_bins():
     stage = ClipShare(1.0)
     batch = similar([1.0, -1.0, 1.0000001])
     assert stage.select(batch, HERE, stage.count(batch, HERE)).keep.all()
+    (table,) = stage.sections({}, {})  # where no row came so far
+    assert table.rows == []
 
 
 def test_the_screen_drops_what_is_nearest_to_a_forbidden_prompt():

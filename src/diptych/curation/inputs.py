@@ -133,6 +133,11 @@ def sources_of(source: str) -> list[tuple[str, str]]:
 
 
 def together(schemas: Sequence[pa.Schema], where: str) -> pa.Schema:
+    """One schema for all. What a column says of itself, as embeddings do of their model, all files must say alike."""
+    for name in {one.name for schema in schemas for one in schema if one.metadata}:
+        said = {str(schema.field(name).metadata) for schema in schemas if name in schema.names}
+        if len(said) > 1:
+            raise DiptychError(f'{where}: "{name}" was not made alike in all files: {"; ".join(sorted(said))[:300]}')
     try:
         return pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive")
     except pa.ArrowException as error:
@@ -209,7 +214,7 @@ def _tables(paths: list[Path], source: str, text: Sequence[str], image: str | No
     schema = together(schemas, source)
     renamed, joined = names_for(schema, source, text, image)
     given = {name: ours for name, ours in renamed if ours != name}
-    fields = [pa.field(given.get(f.name, f.name), f.type) for f in schema if f.name not in joined]
+    fields = [pa.field(given.get(f.name, f.name), f.type, metadata=f.metadata) for f in schema if f.name not in joined]
     fields = [pa.field("picture", pa.binary()) if f.name == "picture" and is_inside(f.type) else f for f in fields]
     fields = [pa.field("key", pa.string()), *(f for f in fields if f.name != "key")]
     if joined:

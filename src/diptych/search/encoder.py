@@ -83,9 +83,12 @@ def units(rows: np.ndarray) -> np.ndarray:
 
 
 def combined(wanted: Sequence[np.ndarray], unwanted: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """Unit vectors [D] of texts and pictures -> one query [D]: the mean of what is wanted; of what is not wanted, that
-    part is taken off which the wanted does not share, so that "a dog" without "an animal" still finds dogs."""
+    """Unit vectors [D] of texts and pictures -> one query [D].
+
+    It is the mean q of what is wanted, less the mean over the unwanted n of n - (n.q) q: the part of each that q does
+    not share. So "a dog" without "an animal" still finds dogs, and a query without itself is itself.
+    """
     query = units(np.mean(wanted, axis=0))
-    for one in unwanted:
-        query = query - (one - (one @ query) * query)
-    return units(query)
+    if not len(unwanted):
+        return query
+    return units(query - np.mean([one - (one @ query) * query for one in unwanted], axis=0))

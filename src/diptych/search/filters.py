@@ -137,11 +137,17 @@ class Test(Node):
     how: str
     values: tuple[Value, ...] = ()
 
+    @property
+    def real(self) -> bool:
+        return any(isinstance(value, float) for value in self.values)
+
     def columns(self) -> set[str]:
         return {self.column}
 
     def sql(self) -> str:
         name = "`" + self.column.replace("`", "``") + "`"
+        if self.real:  # Lance compares whole numbers with whole numbers alone
+            name = f"CAST({name} AS DOUBLE)"
         if self.how == "null":
             return f"({name} IS NULL)"
         if self.how == "in":
@@ -155,16 +161,19 @@ class Test(Node):
 
         pc = compute()
         cells = rows[self.column]
+        if self.real:
+            cells = cells.cast(pa.float64(), safe=False)
         if self.how == "null":
             return pc.is_null(cells)
         if self.how == "like":
             return pc.match_like(cells, self.values[0])
+        number_of = float if pa.types.is_floating(cells.type) else lambda value: value
+        values = [pa.scalar(number_of(value)) for value in self.values]
         if self.how != "in":
-            return pc.call_function(COMPARE[self.how], [cells, pa.scalar(self.values[0])])
-        found = pc.equal(cells, pa.scalar(self.values[0]))
-        for value in self.values[1:]:
-            one = pc.equal(cells, pa.scalar(value))
-            found = pc.or_kleene(found, one)
+            return pc.call_function(COMPARE[self.how], [cells, values[0]])
+        found = pc.equal(cells, values[0])
+        for value in values[1:]:
+            found = pc.or_kleene(found, pc.equal(cells, value))
         return found
 
 
@@ -275,6 +284,8 @@ class Parser:
             while self.take(","):
                 values.append(self.value(column, kind))
             self.need(")")
+            if any(isinstance(value, float) for value in values):
+                values = [float(value) for value in values]
             found = Test(column, "in", tuple(values))
         elif self.peek("like"):
             if kind != "text":

@@ -116,6 +116,8 @@ class ClipShare(ClipFilter):
         return {stream: sum((one[stream] for one in counts), empty) for stream in STREAMS}
 
     def thresholds(self, counts: Counts) -> dict[str, float]:
+        if not counts:  # no row came so far
+            return dict.fromkeys(STREAMS, -1.0)
         return {stream: threshold_of(counts[stream], self.keep) for stream in STREAMS}
 
 
