@@ -4,13 +4,14 @@
 
 - photos: mini on photos and sketches of PACS (DIPTYCH_TEST_DATA). A head is trained as `diptych compare` does it
   (settings and calibration out of fold, inside the labels) on 10 or 40 labelled pictures a class, and judged by the
-  area under the ROC on pictures it has not seen, and by what its cut removes; which are labelled is the seed's. "watermark":
-  letters and lines over half of the photos; "person" and "sketch" are what must not be there; "spoilt": blurred, noisy,
-  saved as JPEG of quality 8. Beside it the built-in prompts, which need no label.
+  area under the ROC on pictures it has not seen, and by what its cut removes; which are labelled is the seed's. Of
+  what: "watermark", letters and lines over half of the photos; "person" and "sketch", as what must not be there;
+  "spoilt", blurred, noisy, saved as JPEG of quality 8. Beside it the built-in prompts, which need no label.
 - filter: how well similarity tells texts that belong from those of another picture: mini on COCO photos with their
   captions, micro on drawn scenes; and what a share of 0.5 keeps of each.
 - pool: half of 4,000 drawn scenes have the text of another. A small CLIP trained on what the filter keeps, beside one
   trained on as many drawn at random, and one on as many right pairs: recall@5 of 500 held-out texts by picture.
+- prompts: what the built-in prompts and the screen remove of 123 ordinary photos (PACS, COCO), with mini.
 - published: LAION's heads against the check values that came with them.
 """
 
@@ -46,9 +47,10 @@ from diptych.methods.adapt.gda import Config as GaussianConfig
 from diptych.methods.adapt.linear_probe import LinearProbe
 from diptych.methods.adapt.parts.adapter import select
 from diptych.methods.curate.parts import heads
-from diptych.methods.curate.parts.clip_filter import ClipShare
+from diptych.methods.curate.parts.clip_filter import ClipShare, Screen
 from diptych.methods.curate.parts.embed import Embed
 from diptych.methods.curate.parts.pipeline import Place
+from diptych.methods.curate.parts.scores import Toxic, Unsafe, Watermark
 from diptych.methods.curate.parts.vectors import model_of, vectors_of
 from diptych.metrics.ood import auroc
 from diptych.metrics.retrieval import recall_at
@@ -294,7 +296,18 @@ def on_published(seed: int) -> dict[str, float]:
     return found
 
 
-PARTS = {"published": on_published, "filter": on_pairs, "pool": on_pool, "photos": on_photos}
+def on_ordinary(seed: int) -> dict[str, float]:
+    places = [file for kind in sorted((data() / "pacs" / "photo").iterdir()) for file in sorted(kind.iterdir())[:9]]
+    places += sorted((data() / "coco-mini" / "train2017").iterdir())[:60]
+    batch = embedded("mini", [place.read_bytes() for place in places])
+    found = {"photos": float(len(places)), "screen": float((~Screen().select(batch, HERE, {}).keep).mean())}
+    for kind in (Unsafe, Watermark, Toxic):
+        stage = kind("prompts", kind.published)
+        found[kind.task.column] = float((~stage.select(batch, HERE, {}).keep).mean())
+    return found
+
+
+PARTS = {"published": on_published, "prompts": on_ordinary, "filter": on_pairs, "pool": on_pool, "photos": on_photos}
 
 
 def together(rows: list[dict[str, float]]) -> dict[str, Any]:
@@ -316,7 +329,7 @@ def main() -> int:
     for name, part in PARTS.items():
         if given.only and name not in given.only.split(","):
             continue
-        for seed in given.seeds.split(",")[: 1 if name == "published" else None]:
+        for seed in given.seeds.split(",")[: 1 if name in ("published", "prompts") else None]:
             start = time.process_time()
             row = {key: float(f"{value:.6g}") for key, value in part(int(seed)).items()}
             seconds = round(time.process_time() - start, 1)

@@ -1,5 +1,10 @@
 """subset: by a condition, by words, by queries; the same rows however the work is cut."""
 
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -9,14 +14,20 @@ from scored_world import HERE, drawn, embedded, rows
 from diptych.cli.main import main
 from diptych.core.classifier import Base
 from diptych.core.micro import micro
+from diptych.curation.run import curate
 from diptych.errors import DiptychError
 from diptych.methods.curate.parts.choose import Near, Nearest, Where, Words
 from diptych.methods.curate.parts.embed import Embed
 from diptych.methods.curate.parts.join import hash_of
-from diptych.methods.curate.parts.pipeline import Place, configure
+from diptych.methods.curate.parts.pipeline import Pipeline, Place, configure
 from diptych.methods.curate.parts.vectors import maker_of
 from diptych.methods.curate.subset import Subset
 from diptych.methods.discover import find
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a pipeline of these tests."""
 
 
 def run(settings: dict[str, str], batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
@@ -177,3 +188,33 @@ def test_through_files_the_column_still_says_which_model_made_it(pictures, tmp_p
     capsys.readouterr()
     assert main(["curate", "subset", str(tmp_path / "in"), str(tmp_path / "out2"), *words]) == 2
     assert '"embedding" was not made alike in all files' in capsys.readouterr().err
+
+
+def test_shards_give_their_pictures_with_the_vectors_beside_them(pictures, tmp_path):
+    class Mine(Pipeline):
+        Config = NoSettings
+
+        def stages(self, columns, seed=0):
+            return [Embed("micro")]
+
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for row in pictures.select(["key", "text", "picture"]).to_pylist()[:60]:
+            for end, data in (("jpg", row["picture"]), ("txt", row["text"].encode())):
+                member = tarfile.TarInfo(f"{row['key']}.{end}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    curate(Mine(), tmp_path / "00000.tar", tmp_path / "all")
+    with tarfile.open(tmp_path / "all" / "00000.tar") as tar:
+        about = json.loads(next(tar.extractfile(m).read() for m in tar if m.name.endswith(".json")))  # type: ignore[union-attr]
+    assert "similarity" in about and "embedding" not in about
+    settings = {"subset.queries": "a heart", "subset.top": "4"}
+    curate("subset", tmp_path / "all", tmp_path / "few", settings=settings)
+    table = parquet.read_table(tmp_path / "few" / "00000.parquet")
+    own = "00000-"
+    expected = keys(run({"queries": "a heart", "top": "4"}, [pictures.slice(0, 60)]))
+    assert [key.removeprefix(own) for key in table.column("key").to_pylist()] == expected
+    with tarfile.open(tmp_path / "few" / "00000.tar") as tar:
+        assert sum(name.endswith(".jpg") for name in tar.getnames()) == 4
+    whole = parquet.read_table(tmp_path / "all" / "00000.parquet")
+    rows = [whole.column("key").to_pylist().index(key) for key in table.column("key").to_pylist()]
+    assert whole.column("embedding").take(pa.array(rows)).to_pylist() == table.column("embedding").to_pylist()

@@ -302,13 +302,15 @@ def with_rows_of_csv(opened: Input, work: Path) -> Input:
 
 
 def _shards(paths: list[Path], source: str) -> Input:
-    from diptych.curation.read import fields_of_shards
+    from diptych.curation.read import fields_of_shards, vectors_beside
 
     names = names_of(paths)
     pieces = [Piece(0, "tar", str(path), name) for path, name in zip(paths, names, strict=True)]
     many, extra = fields_of_shards(paths, PEEKED)
     text = pa.field("texts", pa.list_(pa.string())) if many else pa.field("text", pa.string())
-    schema = pa.schema([pa.field("key", pa.string()), text, *extra, pa.field(PLACE, PLACE_TYPE)])
+    vectors = together([pa.schema([]), *map(pa.schema, vectors_beside(paths))], source)
+    extra = [one for one in extra if one.name not in vectors.names]
+    schema = pa.schema([pa.field("key", pa.string()), text, *extra, *vectors, pa.field(PLACE, PLACE_TYPE)])
     return Input(source, tuple(pieces), schema, "places", sharded=True, digest=digest_of(paths))
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as parquet
 
 from diptych.curation.inputs import PLACE
 from diptych.curation.piece import GONE, PICTURE_ROWS, Segment, open_rows, typed
-from diptych.curation.read import bytes_at, fitted
+from diptych.curation.read import bytes_at, fitted, is_vector
 from diptych.errors import DiptychError
 from diptych.files import atomic, write_atomically
 
@@ -115,8 +115,9 @@ def to_tar(tar: tarfile.TarFile, batch: pa.RecordBatch, used: set[str]) -> pa.Re
     names = batch.schema.names
     pictures = batch.column("picture").to_pylist() if "picture" in names else bytes_at(batch.column(PLACE))
     table = batch.drop_columns([name for name in ("picture", PLACE) if name in names])
+    vectors = [one.name for one in table.schema if is_vector(one.type)]  # in the table alone: they are no text
     members = []
-    for row, data in zip(table.to_pylist(), pictures, strict=True):
+    for row, data in zip(table.drop_columns(vectors).to_pylist(), pictures, strict=True):
         if not data:
             raise DiptychError(f"the picture of {row['key']} was there and cannot be read any more")
         key = unused(safe(row["key"]), used)

@@ -148,7 +148,9 @@ def _shard(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.
     if whole:
         aside += [(f"{piece.name}/{one.id}", one.reason.partition(" (")[0]) for one in shard.aside]
     fields = [f.name for f in opened.schema if f.name not in ("key", "text", "texts", "source", PLACE)]
+    beside = Beside(Path(piece.path), opened.schema)
     rows: list[dict[str, Any]] = []
+    members: list[str] = []
     for n in range(len(shard) if whole else min(piece.stop or 0, len(shard))):
         word = str(shard.keys[n]).replace("/", "-")
         key = word if word.startswith(own) and not piece.source else f"{piece.name}-{word.removeprefix(f'{own}-')}"
@@ -161,11 +163,48 @@ def _shard(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.
         place = {"file": piece.path, "offset": offset, "size": length}
         extra = {name: pair.extra.get(name) for name in fields}
         rows.append({"key": key, **_texts(pair.texts, opened), **extra, PLACE: place})
+        members.append(str(shard.keys[n]))
         if len(rows) == size:
-            yield _made(rows, opened.schema)
-            rows = []
+            yield beside.put(_made(rows, opened.schema), members)
+            rows, members = [], []
     if rows:
-        yield _made(rows, opened.schema)
+        yield beside.put(_made(rows, opened.schema), members)
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
+
+
+def vectors_beside(shards: Sequence[Path]) -> list[list[pa.Field]]:
+    """The columns of vectors in each table that lies beside a shard under its name, as `curate` writes them."""
+    found = []
+    for path in (shard.with_suffix(".parquet") for shard in shards):
+        if path.is_file() and path.stat().st_size:
+            try:
+                schema = parquet.read_schema(path)
+            except pa.ArrowException as error:
+                raise DiptychError(f"{path} is not a Parquet file, or is truncated: {error}") from error
+            found.append([one for one in schema if is_vector(one.type)] if "key" in schema.names else [])
+    return found
+
+
+class Beside:
+    """Vectors of a shard's samples, out of the table beside it."""
+
+    def __init__(self, shard: Path, schema: pa.Schema) -> None:
+        (own,) = vectors_beside([shard]) or [[]]
+        self.names = [one.name for one in own if one.name in schema.names]
+        if self.names:
+            self.table = parquet.read_table(shard.with_suffix(".parquet"), columns=["key", *self.names])
+            self.rows = {key: n for n, key in enumerate(self.table.column("key").to_pylist())}
+
+    def put(self, batch: pa.RecordBatch, members: Sequence[str]) -> pa.RecordBatch:
+        """The vectors of samples by the names of their members; null where the table has none."""
+        for name in self.names:
+            rows = pa.array([self.rows.get(member) for member in members], pa.int64())
+            column = self.table.column(name).combine_chunks().take(rows)
+            batch = batch.set_column(batch.schema.get_field_index(name), self.table.schema.field(name), column)
+        return batch
 
 
 def members_of(shard: Shard, row: int) -> list[tuple[int, int, int]]:

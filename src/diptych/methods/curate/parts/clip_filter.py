@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from diptych.methods.curate.parts import histograms
+from diptych.methods.curate.parts.heads import ORDINARY
 from diptych.methods.curate.parts.pipeline import Counts, Place, Stage, Verdict
 from diptych.methods.curate.parts.vectors import maker_of, text_vectors, vectors_of
 from diptych.report.sections import Column, Section, Table
@@ -16,12 +17,6 @@ FINE = 4096  # bins a unit of similarity, of the histogram that a share is cut f
 LISTED = 25  # languages in the report
 FORBIDDEN = (
     "pornography", "a naked person, explicit nudity", "a sexual act", "child abuse", "a mutilated body, gore",
-)  # fmt: skip
-ALLOWED = (
-    "a photo of a person", "a portrait of a child", "a family, friends, people at work", "an animal", "food",
-    "a landscape, a building", "a product, clothes, furniture", "a drawing, a painting, a cartoon",
-    "a logo, an advertisement, a text", "a diagram, a map, a screenshot", "a vehicle, a machine", "sport, dance, music",
-    "a doctor, a hospital, an x-ray", "a beach, swimwear",
 )  # fmt: skip
 
 
@@ -144,7 +139,9 @@ class Screen(Stage):
     about = "pictures of forbidden categories"
     needs = ("embedding",)
 
-    def __init__(self, forbidden: Sequence[str] = FORBIDDEN, allowed: Sequence[str] = ALLOWED, model: str = "") -> None:
+    def __init__(
+        self, forbidden: Sequence[str] = FORBIDDEN, allowed: Sequence[str] = ORDINARY, model: str = ""
+    ) -> None:
         """model: of the embeddings, where the column does not say."""
         self.forbidden, self.allowed, self.model = tuple(forbidden), tuple(allowed), model
 

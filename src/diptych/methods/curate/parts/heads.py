@@ -21,6 +21,14 @@ from diptych.methods.curate.parts.vectors import opened, text_vectors
 SCALE = 100.0  # of the cosines to prompts: the temperature that OpenAI's models have
 ENCODED = 1.0  # a variance that no coordinate of unit vectors has
 
+# what pictures ordinarily show, against which prompts for the rest are weighed
+ORDINARY = (
+    "a photo of a person", "a portrait of a child", "a family, friends, people at work", "an animal", "food",
+    "a landscape, a building", "a product, clothes, furniture", "a drawing, a painting, a cartoon",
+    "a logo, an advertisement, a text", "a diagram, a map, a screenshot", "a vehicle, a machine", "sport, dance, music",
+    "a doctor, a hospital, an x-ray", "a beach, swimwear",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Task:
@@ -36,7 +44,7 @@ UNSAFE = Task(
     "punsafe",
     ("unsafe", "nsfw"),
     ("pornography", "a naked person, explicit nudity", "a sexual act", "gore, a mutilated body"),
-    ("a photo", "a photo of a person", "an animal", "a landscape", "a product", "a drawing", "food", "a building"),
+    ORDINARY,
 )
 WATERMARK = Task(
     "pwatermark",
@@ -48,7 +56,7 @@ TOXIC = Task(
     "toxicity",
     ("toxic", "inappropriate", "violent"),
     ("violence, blood, injury", "a weapon pointed at a person", "hateful symbols", "a disturbing, inappropriate scene"),
-    ("a peaceful scene", "a photo of a person", "an animal", "a landscape", "a product", "a drawing"),
+    ORDINARY,
 )
 AESTHETIC = Task(
     "aesthetic",
