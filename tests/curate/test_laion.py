@@ -10,11 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from planted_web import LINKS, NAMES, Planted, heads, jpeg, plant
+from planted_web import LINKS, NAMES, SPEC, Planted, heads, jpeg, plant
 from web_server import Answer, Web, serving
 
 from diptych.core.micro import micro
 from diptych.curation.run import Curated, curate
+from diptych.data.scenes import Scenes
 from diptych.errors import DiptychError
 from diptych.methods.curate.laion import Laion
 from diptych.methods.curate.parts.pipeline import Stage, configure
@@ -34,8 +35,21 @@ SETTINGS = {
 }
 
 
+def world(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """(input, settings) of a few pictures that are there already, some with a text of others, some repeated."""
+    scenes = list(Scenes(SPEC, 24, 9))
+    pictures = [jpeg(scene.image()) for scene in scenes]
+    texts = [f"a picture of {scene.text('short')}" for scene in scenes]
+    pictures[20:] = pictures[:4]
+    texts[12:16] = texts[16:20]
+    columns = {"caption": texts, "picture": pa.array(pictures, pa.binary())}
+    parquet.write_table(pa.table(columns), tmp_path / "pairs.parquet", row_group_size=8)
+    settings = {**SETTINGS, "languages": "en,other,nolang", "unsafe": "", "watermark": "", "toxic": ""}
+    return tmp_path / "pairs.parquet", {f"laion.{name}": value for name, value in settings.items()}
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Planted, Web, dict[str, str]]]:
+def planting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Planted, Web, dict[str, str]]]:
     """The plant, its server, and the settings of a run over it."""
     folder = tmp_path_factory.mktemp("planted")
     answers: dict[str, Answer] = {}
@@ -47,8 +61,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Planted, W
         yield planted, web, settings
 
 
-def run(world: tuple[Planted, Web, dict[str, str]], out: Path | None, **more: object) -> Curated:
-    planted, _, settings = world
+def run(planting: tuple[Planted, Web, dict[str, str]], out: Path | None, **more: object) -> Curated:
+    planted, _, settings = planting
     return curate(configure(Laion, settings), planted.archives, out, **more)  # type: ignore[arg-type]
 
 
@@ -61,13 +75,13 @@ def outcome(out: Path) -> tuple[set[str], dict[str, tuple[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def done(world, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curated]:
+def done(planting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curated]:
     out = tmp_path_factory.mktemp("done") / "out"
-    return out, run(world, out)
+    return out, run(planting, out)
 
 
-def test_every_defect_is_removed_by_its_own_stage(world, done: tuple[Path, Curated]):
-    planted: Planted = world[0]
+def test_every_defect_is_removed_by_its_own_stage(planting, done: tuple[Path, Curated]):
+    planted: Planted = planting[0]
     left, removed = outcome(done[0])
     assert removed == planted.removed()
     assert left == planted.left()
@@ -80,8 +94,8 @@ def test_every_defect_is_removed_by_its_own_stage(world, done: tuple[Path, Curat
     assert seen["de"] == 7 and seen["fr"] == 6 and seen["it"] == 4 and seen["nolang"] == 0
 
 
-def test_what_is_left_is_what_was_planted(world, done: tuple[Path, Curated]):
-    planted: Planted = world[0]
+def test_what_is_left_is_what_was_planted(planting, done: tuple[Path, Curated]):
+    planted: Planted = planting[0]
     table = parquet.read_table(done[0] / "00000.parquet").to_pylist()
     for row in table:
         truth = planted.rows[row["key"]]
@@ -109,10 +123,10 @@ def killed(work: Callable[[], object]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def test_a_kill_in_each_stage_changes_nothing(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_kill_in_each_stage_changes_nothing(planting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One run that is killed in every method of every stage, each time in its second piece, and goes on each time."""
     out = tmp_path / "out"
-    steps = Laion(configure(Laion, world[2]).config).stages(["key", "archive"])
+    steps = Laion(configure(Laion, planting[2]).config).stages(["key", "archive"])
     places = [(steps[0], "create", 2)]
     for step in steps[1:]:
         assert isinstance(step, Stage)
@@ -131,16 +145,16 @@ def test_a_kill_in_each_stage_changes_nothing(world, tmp_path: Path, monkeypatch
 
         with monkeypatch.context() as patch:
             patch.setattr(type(step), method, once)
-            if killed(lambda: run(world, out)):
+            if killed(lambda: run(planting, out)):
                 kills.append((step, method, call))
     assert kills == places
-    run(world, out)
-    assert outcome(out) == (world[0].left(), world[0].removed())
+    run(planting, out)
+    assert outcome(out) == (planting[0].left(), planting[0].removed())
 
 
-def test_a_table_of_addresses_with_hashes(world, tmp_path: Path):
+def test_a_table_of_addresses_with_hashes(planting, tmp_path: Path):
     """Wrong hashes are what a table can have and an archive cannot."""
-    planted, _, settings = world
+    planted, _, settings = planting
     good = [row for row in planted.rows.values() if row.kind == "good" and row.language == "en"][:12]
     meant = [hashlib.md5(row.picture + b"!" * (n < 5)).hexdigest() for n, row in enumerate(good)]
     columns = {"URL": [row.url for row in good], "TEXT": [row.text for row in good], "md5": meant}
@@ -152,12 +166,12 @@ def test_a_table_of_addresses_with_hashes(world, tmp_path: Path):
     assert found.rows_out == 7
 
 
-def test_shards_that_are_there_are_filtered_without_a_download(world, done: tuple[Path, Curated], tmp_path: Path):
+def test_shards_that_are_there_are_filtered_without_a_download(planting, done: tuple[Path, Curated], tmp_path: Path):
     """What it wrote is read again as img2dataset's shards are, and passes."""
-    _, web, settings = world
+    _, web, settings = planting
     asked = web.asked.total()
     found = curate(configure(Laion, settings), done[0], tmp_path / "out")
-    assert found.rows_in == found.rows_out == len(world[0].left())
+    assert found.rows_in == found.rows_out == len(planting[0].left())
     assert web.asked.total() == asked
     assert "download" not in [line.name for line in found.lines]
 
@@ -176,5 +190,5 @@ def test_published_values_and_refusals():
         Laion().stages(["key", "text"])
 
 
-def test_jpeg_of_a_scene_is_large_enough(world):
-    assert min(len(row.picture) for row in world[0].rows.values() if row.picture) > 5120 and callable(jpeg)
+def test_jpeg_of_a_scene_is_large_enough(planting):
+    assert min(len(row.picture) for row in planting[0].rows.values() if row.picture) > 5120 and callable(jpeg)

@@ -45,10 +45,9 @@ class Repeats(Stage):
 
     def finish(self, counts: Counts) -> Counts:
         where, what = counts["where"], counts["what"]
-        rows = np.arange(len(what)) - np.repeat(np.cumsum(where[:, 2]) - where[:, 2], where[:, 2])
-        places = np.stack(
-            [np.repeat(where[:, 0], where[:, 2]), np.repeat(where[:, 1], where[:, 2]) + rows], 1
-        )  # [N, 2]
+        sizes = where[:, 2]
+        places = np.repeat(where[:, :2], sizes, axis=0)  # [N, 2]
+        places[:, 1] += np.arange(len(what)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         order = np.lexsort((places[:, 1], places[:, 0]))
         return {"repeats": places[order][self.repeated(what[order])]}
 
