@@ -175,6 +175,9 @@ def plant(folder: Path, root: str, seed: int = 0, times: int = 1, slow: float = 
         scene = fresh()
         return Row(toy, caption(scene), serve(Answer(jpeg(LOOKS[toy](scene.image())))), stage, why)
 
+    def unreachable(kind: str, host: str) -> Row:
+        return Row(kind, caption(fresh()), f"http://{host}/{next_number()}.jpg", "download", "private address")
+
     def mismatched() -> Row:
         scene = fresh()
         other = next(one for one in iter(fresh, None) if differ(scene, one))
@@ -201,8 +204,8 @@ def plant(folder: Path, root: str, seed: int = 0, times: int = 1, slow: float = 
         (4, lambda: broken("robots", "refused by X-Robots-Tag", "download", Answer(picture, headers=ai))),
         (3, lambda: broken("robots, us", "refused by X-Robots-Tag", "download", Answer(picture, headers=us))),
         (3, lambda: broken("redirect", "private address", "download", Answer(status=302, headers=away))),
-        (1, lambda: Row("private", caption(fresh()), "http://10.1.2.3/x.jpg", "download", "private address")),
-        (1, lambda: Row("local", caption(fresh()), f"http://localhost:{port}/1.jpg", "download", "private address")),
+        (1, lambda: unreachable("private", "10.1.2.3")),
+        (1, lambda: unreachable("local", f"localhost:{port}")),
         (2, lambda: broken("oversize", "too large", "download", Answer(picture, length=1 << 33))),
         (1, lambda: broken("endless", "too large", "download", Answer(endless=True))),
         (2, lambda: broken("cut", "cut off", "download", Answer(picture, length=2 * len(picture)))),
