@@ -133,11 +133,13 @@ def two_workers(settings: dict[str, str], archives: Path, folder: Path) -> bool:
 
 def similarity(coco: Path | None) -> dict[str, Any]:
     """Area under the curve of similarity: a picture with its own text against the same with another's."""
-    found: dict[str, Any] = {"micro, scenes": []}
+    found: dict[str, Any] = {"micro, scenes": [], "mini, scenes": []}
     for seed in SEEDS:
         scenes = list(Scenes(SPEC, 300, 100 + seed))
-        rows = embedded(micro(), scenes, [scene.text("short") for scene in scenes])
-        found["micro, scenes"].append(separated(*rows, seed, [scene.text("short") for scene in scenes]))
+        texts = [scene.text("short") for scene in scenes]
+        for name in ("micro", "mini"):
+            rows = embedded(load(name), scenes, texts)
+            found[f"{name}, scenes"].append(separated(*rows, seed, texts))
     if coco:
         pictures, texts = photographs(coco)
         clip = load("mini")
