@@ -65,25 +65,14 @@ def decode(data: bytes, at_least: int | None = None) -> tuple[Image.Image, tuple
 
     With `at_least` a JPEG may come smaller, by a factor of 2, 4 or 8, its sides not below that: much faster.
     """
-    if not data:
-        raise BadPicture("the file is empty")
+    image = opened(data)
+    width, height = image.size
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise BadPicture(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS // 10**6} million")
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))
         image.load()
-    except BadPicture:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadPicture(_what_is_it(data)) from error
-    except Image.DecompressionBombError as error:
-        raise BadPicture(f"more pixels than the limit of {MAX_PIXELS // 10**6} million") from error
-    except Exception as error:  # a decoder fed with foreign bytes raises anything at all
-        reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        raise BadPicture(f"{reason} ({error})") from error
+    except Exception as error:
+        raise _broken(error) from error
     turn = _orientation(image)
     image = _to_rgb(image)
     if turn in TRANSPOSE:
@@ -91,6 +80,29 @@ def decode(data: bytes, at_least: int | None = None) -> tuple[Image.Image, tuple
         width, height = (height, width) if turn >= 5 else (width, height)
     image.info = {}  # EXIF, comments and profiles end here
     return image, (width, height)
+
+
+def opened(data: bytes) -> Image.Image:
+    """The head of a picture file is read, and no pixel of it. Raises BadPicture as `decode` does."""
+    if not data:
+        raise BadPicture("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        width, height = image.size
+    except UnidentifiedImageError as error:
+        raise BadPicture(_what_is_it(data)) from error
+    except Exception as error:  # a decoder fed with foreign bytes raises anything at all
+        raise _broken(error) from error
+    if width * height > MAX_PIXELS:
+        raise BadPicture(f"{width} x {height} pixels, more than the limit of {MAX_PIXELS // 10**6} million")
+    return image
+
+
+def _broken(error: Exception) -> BadPicture:
+    if isinstance(error, Image.DecompressionBombError):
+        return BadPicture(f"more pixels than the limit of {MAX_PIXELS // 10**6} million")
+    reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
+    return BadPicture(f"{reason} ({error})")
 
 
 def thumbnail_jpeg(image: Image.Image, side: int = 96) -> bytes:
