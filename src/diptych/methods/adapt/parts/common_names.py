@@ -37,5 +37,5 @@ def recipe_for(concepts: str, rule: str, support: Support) -> TextRecipe:
     every = common_names([*counted], counted, strict=rule == "strict")
     own = common_names(support.names, counted, strict=rule == "strict")
     said = {name.casefold(): found for name, found in every.items()} | own
-    renamed = {name: plain.texts(found) for name, found in said.items() if found != name}
-    return TextRecipe(plain.templates, renamed)
+    # a class of the task that keeps its name stands there too, lest another one's rule be found for it
+    return TextRecipe(plain.templates, {name: plain.texts(found) for name, found in said.items()})
