@@ -92,7 +92,7 @@ def concepts_of(config: Config) -> dict[str, Concept]:
 class Frequency(Stage):
     """Counts every name of every class, judges captions drawn of each, and keeps those that are wanted."""
 
-    name, about, counts = "frequency", "captions that mean one of the classes", True
+    name, about, counts = "frequency", "captions that mean none of the classes, or more of them than are wanted", True
     needs, adds = ("key",), ("classes",)
 
     def __init__(self, concepts: dict[str, Concept], config: Config, seed: int) -> None:
@@ -192,7 +192,7 @@ class Frequency(Stage):
 class Ranked(Stage):
     """Of each class the captions nearest to its prompts, text to text: pictures near to them are the easy ones."""
 
-    name, about, counts = "ranked", "pictures whose captions are nearest to their class", True
+    name, about, counts = "ranked", "more than the wanted number of each class, the least like it first", True
     needs, adds = ("key", "classes"), ("class", "class_similarity")
 
     def __init__(self, concepts: dict[str, Concept], config: Config, seed: int) -> None:
@@ -212,12 +212,13 @@ class Ranked(Stage):
         from torch.nn import functional as F
 
         texts = captions(batch)
-        flat = F.normalize(clip_of(self.config.model).encode_text([t for some in texts for t in some]).float(), dim=1)
-        near = np.split(flat.cpu().numpy() @ self.prompts.T, np.cumsum([len(some) for some in texts])[:-1])
+        rows = clip_of(self.config.model).encode_text([text for some in texts for text in some]).float()
+        near = F.normalize(rows, dim=1).cpu().numpy() @ self.prompts.T
+        ends = np.cumsum([len(some) for some in texts])
         group, similarity = [], []
-        for rows, classes in zip(near, batch.column("classes").to_pylist(), strict=True):
+        for some, end, classes in zip(texts, ends, batch.column("classes").to_pylist(), strict=True):
             own = [self.classes.index(name) for name in classes]
-            best = rows.max(0)[own].round(5)  # the same on every machine
+            best = near[end - len(some) : end, own].max(0).round(5)  # the same on every machine
             group.append(own[int(best.argmax())])
             similarity.append(best.max())
         chance = chance_of(batch.column("key").to_pylist(), self.seed, "real ranked")

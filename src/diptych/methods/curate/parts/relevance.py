@@ -64,20 +64,24 @@ class Asked(Judge):
     def relevant(self, questions: Sequence[Question]) -> list[bool]:
         path = cache_dir() / "relevance.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as kept:
+        with closing(sqlite3.connect(path, timeout=60)) as kept:
             kept.execute("create table if not exists answers (asked blob primary key, yes integer)")
-            return [self.one(question, kept) for question in questions]
+            fresh: dict[bytes, bool] = {}
+            try:
+                return [self.one(question, kept, fresh) for question in questions]
+            finally:  # those before a failure are kept too
+                kept.executemany("insert or replace into answers values (?, ?)", fresh.items())
+                kept.commit()
 
-    def one(self, question: Question, kept: sqlite3.Connection) -> bool:
+    def one(self, question: Question, kept: sqlite3.Connection, fresh: dict[bytes, bool]) -> bool:
         if len(question.caption.split()) > LONG:
             return False
         prompt = prompt_of(question)
         asked = hashlib.sha256(f"{self.name}\0{prompt}".encode()).digest()
         row = kept.execute("select yes from answers where asked = ?", (asked,)).fetchone()
-        if row is None:
-            row = (yes(self.model.complete(prompt)),)
-            kept.execute("insert or replace into answers values (?, ?)", (asked, int(row[0])))
-        return bool(row[0])
+        if row is None and asked not in fresh:
+            fresh[asked] = yes(self.model.complete(prompt))
+        return fresh[asked] if row is None else bool(row[0])
 
 
 def prompt_of(question: Question) -> str:

@@ -25,7 +25,7 @@ def with_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.Record
 class Sound(Stage):
     """What is marked as unsafe or tiny, where columns say so."""
 
-    name, about = "sound", "pictures that are not unsafe and not tiny"
+    name, about = "sound", "pictures that are marked as unsafe, or tiny"
 
     def __init__(self, columns: tuple[str, ...], least: int) -> None:
         self.needs, self.least = columns, least
