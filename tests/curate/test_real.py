@@ -261,6 +261,13 @@ def test_similarity_is_the_mean_over_names_of_cosines_with_prompt_means(synonyms
     assert all(len(part) == 0 for part in empty.values())
 
 
+def test_nothing_comes_of_nothing(synonyms: Path) -> None:
+    stages = configure(REAL, {"synonyms": str(synonyms), "model": "micro"}).stages(["key", "text"])
+    assert all(stage.files({}) is not None and not stage.sections({}, {}) for stage in stages)
+    left, why, _ = run(stages, batches([("a", "nothing"), ("b", "at all")], 1))
+    assert set(why.values()) == {LONE} and not sum(batch.num_rows for batch in left)
+
+
 def test_unsafe_and_tiny_pictures_are_left_out() -> None:
     rows = {"punsafe": [0.9, 0.1, None, 0.2, None], "nsfw": ["UNLIKELY", "NSFW", None, None, None],
         "width": [100, 100, 80, 81, None], "height": [100, 100, 60, 20, None]}  # fmt: skip
@@ -284,6 +291,30 @@ def test_several_texts_of_a_row_count_once() -> None:
     rows = {"key": ["a", "b"], "texts": [["a tench", "tinca tinca here", "and a crane"], ["tinca", "tinca"]]}
     counts = stages_of(["key", "texts"])[0].count(pa.RecordBatch.from_pydict(rows), HERE)
     assert counts["said"].tolist() == [1, 0, 1, 1] and counts["matched"].tolist() == [1, 1]
+
+
+def test_the_verb_writes_rows_concepts_and_a_report_whatever_the_workers(synonyms: Path, tmp_path: Path) -> None:
+    """And `real_linear` reads what it wrote."""
+    import pyarrow.parquet as parquet
+
+    from diptych.curation.run import curate
+    from diptych.methods.adapt.parts.retrieved import read_retrieved
+
+    rows = pool()
+    table = {"key": [k for k, _ in rows], "caption": [t for _, t in rows]}
+    table["picture"] = pa.array([b"no picture, which nobody looks at"] * len(rows), pa.binary())
+    parquet.write_table(pa.table(table), tmp_path / "pool.parquet", row_group_size=200)
+    settings = {"real.synonyms": str(synonyms), "real.model": "micro", "real.n": "15"}
+    done = curate("real", tmp_path / "pool.parquet", tmp_path / "out", settings=settings)
+    assert [line.name for line in done.lines][1:] == ["frequency", "ranked"]
+    assert read_concepts(tmp_path / "out" / "concepts.json")["thing4"].counts == SPOKEN["thing4"]
+    assert "How often captions mean each class" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    found = read_retrieved(str(tmp_path / "out"))
+    expected, _, _ = run(
+        configure(REAL, {n[5:]: v for n, v in settings.items()}).stages(["key", "text"]), batches(rows, 97)
+    )
+    classes = Counter(row["class"] for row in pa.Table.from_batches(expected).to_pylist())
+    assert Counter(record.label for record in found) == classes and done.rows_out == len(found)
 
 
 # -- judges ------------------------------------------------------------------------------------------------------------

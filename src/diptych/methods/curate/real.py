@@ -176,17 +176,19 @@ class Frequency(Stage):
 
     def counted(self, counts: Counts) -> dict[str, Counted]:
         found: dict[str, Counted] = {}
-        for group, name in enumerate(self.classes):
+        for group, name in enumerate(self.classes if counts else ()):  # where no row came, nothing was counted
             said = {self.names[i]: int(counts["said"][i]) for i, owner in enumerate(self.owner) if owner == group}
             share, seen = float(counts["relevance"][group]), int(counts["seen"][group])
             found[name] = Counted(said, int(counts["matched"][group]), share, seen)
         return found
 
     def files(self, counts: Counts) -> Mapping[str, bytes]:
-        return {"concepts.json": written(self.counted(counts), int(counts["rows"][0]))}
+        return {"concepts.json": written(self.counted(counts), int(sum(counts.get("rows", ()))))}
 
     def sections(self, counts: Counts, tallies: Mapping[str, int]) -> Sequence[Section]:
-        return frequency_sections(self.counted(counts), int(counts["rows"][0]), self.config.relevance != "none")
+        return frequency_sections(
+            self.counted(counts), int(sum(counts.get("rows", ()))), self.config.relevance != "none"
+        )
 
 
 class Ranked(Stage):

@@ -22,6 +22,8 @@ def frequency_sections(concepts: Mapping[str, Counted], captions: int, judged: b
     """Figures, a table from rare to frequent, and a curve; captions: how many there were."""
     from diptych.report.plots import lines
 
+    if not concepts:
+        return []
     order = sorted(concepts, key=lambda name: (concepts[name].frequency, name))
     rare = {[*concepts][c] for c in tail([one.frequency for one in concepts.values()])}
     rest = [concepts[name].frequency for name in order if name not in rare]
