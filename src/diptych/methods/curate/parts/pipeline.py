@@ -54,7 +54,7 @@ class Stage(ABC):
     counts: ClassVar[bool] = False  # whether it must count everything before it selects
 
     def count(self, batch: pa.RecordBatch, place: Place) -> Counts:
-        """What `select` must know of these rows: plain arrays, no objects. Where no row comes so far, there are none."""
+        """What `select` must know of these rows: plain arrays, no objects; none where no row came."""
         raise NotImplementedError
 
     def merge(self, counts: Sequence[Counts]) -> Counts:
