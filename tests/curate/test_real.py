@@ -317,6 +317,17 @@ def test_the_verb_writes_rows_concepts_and_a_report_whatever_the_workers(synonym
     assert Counter(record.label for record in found) == classes and done.rows_out == len(found)
 
 
+def world(folder: Path) -> tuple[Path, dict[str, str]]:
+    """For the contract of the family."""
+    import pyarrow.parquet as parquet
+
+    (folder / "input").mkdir()
+    for number, batch in enumerate(batches(pool(), 500)):
+        parquet.write_table(pa.Table.from_batches([batch]), folder / "input" / f"{number}.parquet", row_group_size=200)
+    (folder / "synonyms.json").write_text(json.dumps({name: [*names] for name, names in SPOKEN.items()}))
+    return folder / "input", {"synonyms": str(folder / "synonyms.json"), "model": "micro", "n": "15"}
+
+
 # -- judges ------------------------------------------------------------------------------------------------------------
 
 
