@@ -2,8 +2,11 @@
 
 import io
 import json
+import multiprocessing
+import os
+import signal
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,3 +133,25 @@ def contents(out: Path) -> dict[str, bytes]:
     """Every file of a result but the reports, which hold times."""
     kept = [p for p in sorted(out.iterdir()) if p.suffix in (".tar", ".parquet") or "stats" in p.name]
     return {path.name: path.read_bytes() for path in kept}
+
+
+def killed(call: Callable[[Callable[[str, int, int], None]], object], after: int) -> bool:
+    """Run `call(progress)` in a process of its own that is killed at the `after`-th word of progress; -> whether it
+    was, rather than to end before."""
+
+    def run() -> None:
+        told = 0
+
+        def progress(what: str, done: int, of: int) -> None:
+            nonlocal told
+            told += 1
+            if told == after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        call(progress)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(120)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
