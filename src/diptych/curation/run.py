@@ -118,6 +118,10 @@ def curate(
         report = report_of(pipeline, steps, lines, examples, counts, identity, seconds)
         done = Curated(None if dry_run else folder, pipeline.system(), lines, lines[0].rows, rows_out, seconds, report)
         if not dry_run:
+            for step in steps:
+                if isinstance(step, Stage):
+                    for name, data in step.files(counts.get(step.name, {})).items():
+                        write_atomically(folder / name, data)
             finish(folder, done)
         return done
 

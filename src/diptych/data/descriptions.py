@@ -86,13 +86,17 @@ def parse(completion: str) -> tuple[str, ...]:
 
 
 def describe(
-    names: Sequence[str], model: LanguageModel, store: Path, progress: Callable[[int, int], None] | None = None
+    names: Sequence[str],
+    model: LanguageModel,
+    store: Path,
+    progress: Callable[[int, int], None] | None = None,
+    prompt: str = PROMPT,
 ) -> Bank:
-    """Ask once for each class that `store` does not hold yet; each answer is kept as it comes."""
+    """Ask once for each class that `store` does not hold yet; each answer, a list, is kept as it comes."""
     bank = read_bank(store) if store.exists() else {}
     for done, name in enumerate(names):
         if name not in bank:
-            bank[name] = parse(model.complete(PROMPT.replace("{}", name.replace("_", " "))))
+            bank[name] = parse(model.complete(prompt.replace("{}", name.replace("_", " "))))
             with atomic(store) as path:
                 path.write_text(json.dumps(bank, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if progress:
@@ -100,9 +104,9 @@ def describe(
     return {name: bank[name] for name in names}
 
 
-def answers_file(source: str, model: str = "") -> Path:
+def answers_file(source: str, model: str = "", prompt: str = PROMPT) -> Path:
     """Where the answers of a language model are kept: one file a model and prompt."""
-    name = hashlib.sha256(json.dumps([source, model, PROMPT]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([source, model, prompt]).encode()).hexdigest()[:16]
     return cache_dir() / "descriptions" / f"{name}.json"
 
 

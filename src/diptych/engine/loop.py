@@ -109,7 +109,8 @@ class Moments:
 class Cosine:
     """Learning rate from the peak down to `least` along half a cosine, changing every `every` steps (an epoch's).
 
-    warmup: units of `every` before it. constant: their rate; None rises to the peak in equal steps.
+    warmup: units of `every` before it. constant: their rate; None rises to the peak in equal steps, from `start` where
+    that is given.
     cycles: so many cosines, one after the other, each from the peak.
     After a constant warm-up the cosine is as long as the whole run (the toolbox of CoOp and MaPLe), so it ends early.
     """
@@ -119,9 +120,12 @@ class Cosine:
     constant: float | None = None
     least: float = 0.0
     cycles: int = 1
+    start: float | None = None
 
     def rate(self, peak: float, step: int, steps: int) -> float:
         now, units = step // self.every, math.ceil(steps / self.every)
+        if now < self.warmup and self.start is not None:
+            return self.start + (peak - self.start) * now / self.warmup
         if now < self.warmup:
             return peak * (now + 1) / self.warmup if self.constant is None else self.constant
         span = units if self.constant is not None else max(units - self.warmup, 1)

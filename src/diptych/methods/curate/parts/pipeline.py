@@ -74,6 +74,10 @@ class Stage(ABC):
         """What the report shows of this stage beside how many rows it removed and why."""
         return ()
 
+    def files(self, counts: Counts) -> Mapping[str, bytes]:
+        """What is written beside the rows that are left: the name of a file, its content."""
+        return {}
+
 
 class Source(ABC):
     """A first step that makes rows: links out of an archive, whose path is in the column `archive`. `create` gives
