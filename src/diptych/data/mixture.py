@@ -1,10 +1,14 @@
 """Mixtures of named sources: shares from words, whole rows from shares."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from diptych.errors import DiptychError
+
+OF = "rows of "  # begins what `curate mixing` counts of each source, in its report.json
 
 
 def parse_mixture(words: str, where: str) -> dict[str, float]:
@@ -51,3 +55,16 @@ def achievable(shares: np.ndarray, rows: np.ndarray) -> int:
     while count and (largest_remainder(shares, count) > rows).any():
         count -= 1
     return count
+
+
+def mixture_of(source: str | Path) -> str:
+    """What `curate mixing` says of the set that it left in this folder ("a=0.75,b=0.25"); "" of all others."""
+    about = Path(source).expanduser() / "report.json"
+    try:
+        stages = json.loads(about.read_text("utf-8"))["stages"]
+        rows = {word.removeprefix(OF): float(n) for stage in stages for word, n in stage["tallies"].items()
+                if word.startswith(OF)}  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    total = sum(rows.values())
+    return name_of({name: count / total for name, count in rows.items()}) if total else ""

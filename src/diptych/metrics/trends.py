@@ -54,11 +54,13 @@ class Trend:
         """Why it cannot be compared with others; "" where it can."""
         if self.runs < LEAST:
             return f"{self.runs} runs, and a line needs {LEAST}"
-        return f"R\u00b2 is {self.r2:.2f}, below {FIT}" if not self.r2 >= FIT else ""
+        if not np.isfinite(self.r2):
+            return "its runs have one accuracy"
+        return f"R\u00b2 is {self.r2:.2f}, below {FIT}" if self.r2 < FIT else ""
 
     def at(self, accuracy: float) -> Interval:
         """Accuracy under the shift, on the line, of a run with this accuracy on the reference."""
-        return interval_of(float(self.line.expected(accuracy)), self.draws_at(accuracy))
+        return spread(float(self.line.expected(accuracy)), self.draws_at(accuracy))
 
     def draws_at(self, accuracy: float) -> NDArray[np.float64]:
         return unlinked(self.draws[:, 0] * linked(accuracy, "probit", self.line.edge) + self.draws[:, 1], "probit")
@@ -79,18 +81,22 @@ def fit_trend(reference: ArrayLike, shifted: ArrayLike, edges: tuple[float, floa
     runs = x.shape[1]
     rows = np.random.default_rng([seed, 1]).integers(0, runs, (len(x) - 1, runs))
     draws = np.stack(least_squares(*(np.take_along_axis(v[1:], rows, 1) for v in (x, y)))[:2], 1)
-    spread = [interval_of(v, d) if np.isfinite(d).any() else Interval(v, np.nan, np.nan)
-              for v, d in zip((slope, intercept), draws.T, strict=True)]  # fmt: skip
     line = Line(slope, intercept, "probit", edges[0])
-    return Trend(line, *spread, r2, runs, float(plain[0].min()), float(plain[0].max()), draws)
+    ends = float(plain[0].min()), float(plain[0].max())
+    return Trend(line, spread(slope, draws[:, 0]), spread(intercept, draws[:, 1]), r2, runs, *ends, draws)
+
+
+def spread(figure: float, draws: NDArray[np.float64]) -> Interval:
+    """As `interval_of`; without ends where no draw is a number."""
+    return interval_of(figure, draws) if np.isfinite(draws).any() else Interval(figure, np.nan, np.nan)
 
 
 def least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
     """(slope, intercept, R^2) [R] of each row of x and y [R, M]; NaN where x is one value."""
     dx, dy = (v - v.mean(1, keepdims=True) for v in (x, y))
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = (dx**2).sum(1)
-        slope = np.where(spread > 1e-18, (dx * dy).sum(1) / spread, np.nan)
+        square = (dx**2).sum(1)
+        slope = np.where(square > 1e-18, (dx * dy).sum(1) / square, np.nan)
         intercept = y.mean(1) - slope * x.mean(1)
         r2 = 1 - ((dy - slope[:, None] * dx) ** 2).sum(1) / (dy**2).sum(1)
     return slope, intercept, r2
@@ -99,7 +105,7 @@ def least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArr
 def difference(one: Trend, other: Trend, accuracy: float) -> Interval:
     """How far one line lies above another at an accuracy on the reference; pictures are drawn for both alike."""
     found = float(one.line.expected(accuracy) - other.line.expected(accuracy))
-    return interval_of(found, one.draws_at(accuracy) - other.draws_at(accuracy))
+    return spread(found, one.draws_at(accuracy) - other.draws_at(accuracy))
 
 
 def above(trend: Trend, reference: ArrayLike, shifted: ArrayLike) -> Interval:
@@ -107,7 +113,7 @@ def above(trend: Trend, reference: ArrayLike, shifted: ArrayLike) -> Interval:
     plain, other = np.asarray(reference, np.float64), np.asarray(shifted, np.float64)
     base = linked(plain[1:], "probit", trend.line.edge)
     drawn = other[1:] - unlinked(trend.draws[:, 0] * base + trend.draws[:, 1], "probit")
-    return interval_of(float(trend.line.effective_robustness(plain[0], other[0])), drawn)
+    return spread(float(trend.line.effective_robustness(plain[0], other[0])), drawn)
 
 
 def matched(trends: Sequence[Trend]) -> float:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from diptych.data.mixture import achievable, largest_remainder, parse_mixture
+from diptych.data.mixture import OF, achievable, largest_remainder, parse_mixture
 from diptych.errors import DiptychError, nearest
 from diptych.methods.curate.parts.pipeline import Counts, Pipeline, Place, Stage, Verdict, chance_of
 from diptych.report import Cell, Column, Section, Table
@@ -164,7 +164,9 @@ class Draw(Stage):
             keep = not_after(mine, last)
         out = counts["share"][at] == 0
         why = ["" if kept else LEFT_OUT if never else BEYOND for kept, never in zip(keep, out, strict=True)]
-        return Verdict(batch, keep, why)
+        left = np.bincount(of[keep], minlength=len(names))
+        tallies = {f"{OF}{name}": int(rows) for name, rows in zip(names, left, strict=True) if rows}
+        return Verdict(batch, keep, why, tallies)
 
     def sections(self, counts: Counts, tallies: Mapping[str, int]) -> Sequence[Section]:
         taken, asked = counts["taken"], counts["asked"]
