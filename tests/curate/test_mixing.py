@@ -12,6 +12,7 @@ from diptych.data.mixture import achievable, largest_remainder, name_of, parse_m
 from diptych.errors import DiptychError
 from diptych.methods.curate.mixing import BEYOND, LEFT_OUT, Config, Mixing
 from diptych.methods.curate.parts.pipeline import Counts, Place, configure
+from diptych.report import Table
 
 ROWS = {"photos": 700, "sketches": 400, "scans": 90}
 KEYS = [(f"{i:04d}", name) for name, count in ROWS.items() for i in range(count)]  # the same keys in every source
@@ -39,8 +40,8 @@ def draw(config: Config, seed: int = 0, rows: Sequence[tuple[str, str]] = KEYS, 
         verdict = stage.select(batch, place, counts)
         assert [bool(reason) for reason in verdict.why] == (~verdict.keep).tolist()
         why.update(reason for reason in verdict.why if reason)
-        rows = zip(batch["key"].to_pylist(), batch["source"].to_pylist(), verdict.keep, strict=True)
-        kept += [(key, source) for key, source, keep in rows if keep]
+        seen = zip(batch["key"].to_pylist(), batch["source"].to_pylist(), verdict.keep, strict=True)
+        kept += [(key, source) for key, source, keep in seen if keep]
     assert len(set(kept)) == len(kept) or len(set(KEYS)) != len(KEYS)
     return set(kept), counts, why, stage
 
@@ -125,6 +126,7 @@ def test_a_shortage_is_said_or_refused_with_the_size_that_there_is() -> None:
     kept, counts, why, stage = draw(Config("photos=0.5,scans=0.5", 400))
     assert shares(kept) == {"photos": 200, "scans": 90}
     (table,) = stage.sections(counts, {})
+    assert isinstance(table, Table)
     cells = [[getattr(cell, "text", cell) for cell in row] for row in table.rows]
     assert ["scans", "0.5", "90", "200", "90", "0.3103"] in cells and cells[-1][-2] == "290"
     assert "Too few rows in scans" in table.note
