@@ -31,6 +31,7 @@ VERBS = {
     "explain": ("diptych.comparison.explanations", "explain"),
     "probe": ("diptych.methods.probe.parts.run", "probe"),
     "export": ("diptych.core.export", "export"),
+    "curate": ("diptych.curation.run", "curate"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.core.doctor", "doctor"),
     "cache_info": ("diptych.engine.store", "cache_info"),
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from diptych.core.export import export as export
     from diptych.core.load import load as load
     from diptych.core.save import save as save
+    from diptych.curation.run import curate as curate
     from diptych.data.pairs import read_pairs as pairs  # noqa: F401
     from diptych.data.rewrite_store import make_rewrites as rewrite  # noqa: F401
     from diptych.data.task import make_task as task  # noqa: F401

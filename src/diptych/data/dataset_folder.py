@@ -92,6 +92,11 @@ def _saved(path: Path) -> bool:
 def _data_files(path: Path) -> list[Path]:
     """Parquet and Arrow files as hubs lay them out: in the folder itself, in `data`, or in a folder a split."""
     folders = [path, *(below for below in path.iterdir() if below.is_dir() and not below.name.startswith("."))]
-    if any(file.suffix.lower() in EXTENSIONS | VIDEOS for folder in folders for file in folder.iterdir()):
-        return []  # pictures or videos lie here as files: the Parquet file is something else
-    return sorted(file for folder in folders for file in folder.iterdir() if file.suffix in (".parquet", ".arrow"))
+    if any(file.suffix.lower() in EXTENSIONS | VIDEOS | {".tar"} for folder in folders for file in folder.iterdir()):
+        return []  # pictures, videos or shards lie here as files: the Parquet file is something else
+    return sorted(file for folder in folders for file in folder.iterdir() if is_data(file))
+
+
+def is_data(file: Path) -> bool:
+    """removed.parquet lists what `diptych curate` left out."""
+    return file.suffix in (".parquet", ".arrow") and file.name != "removed.parquet"

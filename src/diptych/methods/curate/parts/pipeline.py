@@ -50,11 +50,11 @@ class Stage(ABC):
     name: ClassVar[str]
     about: ClassVar[str]  # what it removes or adds, in a line of the report
     needs: tuple[str, ...] = ()  # columns that it reads
-    adds: tuple[str, ...] = ()  # columns that it makes
+    adds: tuple[str, ...] = ()  # columns that it makes; what the input had of that name goes, unless it is needed too
     counts: ClassVar[bool] = False  # whether it must count everything before it selects
 
     def count(self, batch: pa.RecordBatch, place: Place) -> Counts:
-        """What `select` must know of these rows."""
+        """What `select` must know of these rows: plain arrays, no objects. Where no row comes so far, there are none."""
         raise NotImplementedError
 
     def merge(self, counts: Sequence[Counts]) -> Counts:
@@ -75,7 +75,8 @@ class Stage(ABC):
 
 
 class Source(ABC):
-    """A first step that makes rows: links out of an archive. `create` gives batches for a batch of what there was."""
+    """A first step that makes rows: links out of an archive, whose path is in the column `archive`. `create` gives
+    batches for a batch of what there was; rows without a `key` are numbered."""
 
     name: ClassVar[str]
     about: ClassVar[str]
