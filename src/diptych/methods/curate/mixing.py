@@ -22,7 +22,7 @@ from diptych.errors import DiptychError, nearest
 from diptych.methods.curate.parts.pipeline import Counts, Pipeline, Place, Stage, Verdict, chance_of
 from diptych.report import Cell, Column, Section, Table
 
-BEYOND, LEFT_OUT = "more than the source's share", "of a source that is not in the mixture"
+BEYOND, LEFT_OUT = "beyond its share", "of no source asked for"
 TOTALS, SHORT = ("fixed", "all"), ("report", "refuse")
 
 
@@ -169,6 +169,8 @@ class Draw(Stage):
         return Verdict(batch, keep, why, tallies)
 
     def sections(self, counts: Counts, tallies: Mapping[str, int]) -> Sequence[Section]:
+        if not counts:
+            return ()  # no row came so far
         taken, asked = counts["taken"], counts["asked"]
         total = max(int(taken.sum()), 1)
         columns = [Column("source", number=False), Column("share asked"), Column("rows there"), Column("rows asked"),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from diptych.data.mixture import parse_mixture
 from diptych.methods.probe.parts.pages import number, percent, spread
 from diptych.metrics.robustness import linked
@@ -20,7 +22,7 @@ def mixing_report(figures: Figures) -> Report:
         sections.append(Text("No pictures as they come elsewhere were given: there is no line.", style="warning"))
     for name, shift in shifts.items():
         sections += [*lines_section(figures, name, shift), *mixed(name, shift)]
-    sections.append(runs(figures["runs"], list(shifts)))
+    sections.append(runs(figures["runs"], shifts, len(data["classes"])))
     subtitle = f"{data['source']}: {data['pictures']} pictures of {len(data['classes'])} classes; " + ", ".join(
         f"{name} {count}" for name, (count, _) in data["shifted"].items()
     )
@@ -54,8 +56,9 @@ def advice(found: Figures) -> list[Section]:
 
 def lines_section(figures: Figures, name: str, shift: Figures) -> list[Section]:
     sound = [line for line in shift["lines"] if not line["refused"]]
-    columns = [Column("mixture", number=False), Column("", number=False), Column("runs"), Column("slope"),
-               Column("intercept"), Column("R\u00b2"), Column(f"at {percent(shift['at'])}%"),
+    height = f"at {percent(shift['at'])}%" if shift["at"] else "height"
+    columns = [Column("mixture", number=False), Column("", number=False), Column("runs", drop=1),
+               Column("slope", drop=3), Column("intercept", drop=4), Column("R\u00b2", drop=2), Column(height),
                Column("", number=False)]  # fmt: skip
     rows = []
     for line in shift["lines"]:
@@ -150,30 +153,41 @@ def over_shares(name: str, shift: Figures, pair: tuple[str, str]) -> Plot:
     return Plot(figure, f"Height of the lines by the share of {pair[1]}, trained: {words}.")
 
 
-def runs(rows: Sequence[Figures], shifts: Sequence[str]) -> Table:
-    columns = [Column("run", number=False), Column("mixture", number=False), Column("n"), Column("seed")]
-    for name in shifts:
-        columns += [Column("reference %", drop=1), Column(f"{name} %"), Column("above the baseline", drop=2)]
+def runs(rows: Sequence[Figures], shifts: Mapping[str, Figures], classes: int) -> Table:
+    """Of a shift with fewer classes, the accuracy on the reference among those stands beside it."""
+    columns = [
+        Column("run", number=False),
+        Column("mixture", number=False),
+        Column("n", drop=1),
+        Column("seed", drop=1),
+    ]
+    whole = next((name for name, shift in shifts.items() if shift["classes"] == classes), None)
+    shown: list[tuple[str, str]] = [(whole, "reference")] if whole else []
+    columns += [Column("reference %")] if whole else []
+    for name, shift in shifts.items():
+        own = [] if shift["classes"] == classes else [("reference", f"reference, {name} %", 2)]
+        for what, title, drop in (*own, ("shifted", f"{name} %", 0), ("above", f"{name}, above the baseline", 3)):
+            shown.append((name, what))
+            columns.append(Column(title, drop=drop))
     table = []
     for row in rows:
-        if row["kind"] != "input":
-            continue
-        cells: list[Cell | str] = [row["name"], row["mixture"], row["size"], row["seed"]]
-        for name in shifts:
-            one = row["shifts"][name]
-            above = one.get("effective_robustness")
-            mark = "muted" if one["dropped"] else ""
-            cells += [
-                Cell(percent(one["reference"]), one["reference"], mark),
-                Cell(percent(one["shifted"]), one["shifted"], mark),
-                Cell(f"{100 * above[0]:+.1f}", above[0]) if above else "",
-            ]  # fmt: skip
-        table.append(cells)
+        if row["kind"] == "input":
+            about = [row["name"], row["mixture"], row["size"], row["seed"]]
+            table.append([*about, *(of_run(row["shifts"][name], what) for name, what in shown)])
     note = "Grey: below twice chance, and in no line. Above the baseline: effective robustness, in points."
     return Table(columns, table, title="Runs", note=note, fold=f"{len(table)} runs")
 
 
+def of_run(one: Figures, what: str) -> Cell:
+    if what == "above":
+        above = one.get("effective_robustness")
+        return Cell(f"{100 * above[0]:+.1f}", above[0]) if above else Cell("")
+    return Cell(percent(one[what]), one[what], "muted" if one["dropped"] else "")
+
+
 def interval(value: Sequence[float]) -> Cell:
+    if any(np.isnan(v) for v in value):
+        return Cell("" if np.isnan(value[0]) else f"{value[0]:.2f}", value[0])
     return Cell(f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})", value[0])
 
 
