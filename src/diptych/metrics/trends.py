@@ -56,7 +56,7 @@ class Trend:
             return f"{self.runs} runs, and a line needs {LEAST}"
         if not np.isfinite(self.r2):
             return "its runs have one accuracy"
-        return f"R\u00b2 is {self.r2:.2f}, below {FIT}" if self.r2 < FIT else ""
+        return f"R\u00b2 is {self.r2:.3f}, below {FIT}" if self.r2 < FIT else ""
 
     def at(self, accuracy: float) -> Interval:
         """Accuracy under the shift, on the line, of a run with this accuracy on the reference."""

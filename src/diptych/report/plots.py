@@ -123,7 +123,7 @@ def probits(
             axis.set_major_locator(FixedLocator([m for m in marks if values[0] <= m <= values[1]]))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(lambda z, _: f"{100 * normal.cdf(z):.3g}"))
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
     return figure
