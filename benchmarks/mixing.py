@@ -6,7 +6,8 @@
 Four sources: photos (scenes as they are), sketches, negatives (inverted colours), each with a fifth of its pictures in
 each of the two other styles; and noisy, half of it such as sketches and half photos with the captions of other scenes.
 Every picture has a light of its own and grain. A word tells the colour of a thing and a word its shape; nine colours
-are the classes. Tests are 1,000 pictures of each style; photos are the reference.
+are the classes. Tests are 1,000 pictures of each style; photos are the reference. Two pools are cut by half, by the
+cosines of a model of a good source or at random: noisy, and photos and negatives in equal parts.
 
 A run is a small CLIP (4 x 4 patches, two layers, mean and largest of all patches; a mean of word vectors) trained from
 scratch by the loss of `diptych train clip` for four epochs in batches of 64, whatever its size: of the sizes, the
