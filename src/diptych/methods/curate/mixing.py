@@ -53,7 +53,11 @@ class Mixing(Pipeline):
 
 
 class Draw(Stage):
-    """Of every source, the rows with the smallest chance: uniform, without replacement, nested in the count."""
+    """Of every source, the rows with the smallest chance: uniform, without replacement, nested in the count.
+
+    With three sources or more, whose shares do not come out even, rounding can take one row of a source away again as
+    the count grows.
+    """
 
     name = "draw"
     about = "draws of each source as many rows as its share is, by chance"
