@@ -82,7 +82,8 @@ def reasons(lines: Sequence["Line"]) -> list[Section]:
     ]
     if rows:
         found.append(Table(columns, rows, title="Why"))
-    counted = [(line.name, name, Cell(f"{n:,}", n)) for line in lines for name, n in line.tallies.items()]
+    shown = [(line, name, n) for line in lines for name, n in line.tallies.items() if not name.startswith("_")]
+    counted = [(line.name, name, Cell(f"{n:,}", n)) for line, name, n in shown]
     if counted:
         heads = (Column("stage", number=False), Column("counted", number=False), Column("number"))
         found.append(Table(heads, counted, note="Counted beside the rows that were removed."))

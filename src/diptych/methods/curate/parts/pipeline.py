@@ -36,7 +36,8 @@ class Place:
 @dataclass(frozen=True)
 class Verdict:
     """What a stage says of a batch: `batch` has the same rows, with columns added or changed; keep: bool [N]; why: a
-    reason a row, of few distinct ones, "" where it is kept. tallies: other things counted, such as texts removed."""
+    reason a row, of few distinct ones, "" where it is kept. tallies: other things counted, such as texts removed; one
+    whose name begins with "_" is for the stage's own sections."""
 
     batch: pa.RecordBatch
     keep: np.ndarray
@@ -54,7 +55,7 @@ class Stage(ABC):
     counts: ClassVar[bool] = False  # whether it must count everything before it selects
 
     def count(self, batch: pa.RecordBatch, place: Place) -> Counts:
-        """What `select` must know of these rows: plain arrays, no objects. Where no row comes so far, there are none."""
+        """What `select` must know of these rows: plain arrays, no objects. Where no row comes, nothing is counted."""
         raise NotImplementedError
 
     def merge(self, counts: Sequence[Counts]) -> Counts:
