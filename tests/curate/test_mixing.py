@@ -3,12 +3,15 @@
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
-from diptych.data.mixture import achievable, largest_remainder, name_of, parse_mixture
+from diptych.curation.run import curate
+from diptych.data.mixture import achievable, largest_remainder, mixture_of, name_of, parse_mixture
 from diptych.errors import DiptychError
 from diptych.methods.curate.mixing import BEYOND, LEFT_OUT, Config, Mixing
 from diptych.methods.curate.parts.pipeline import Counts, Place, configure
@@ -171,3 +174,22 @@ def test_whole_rows_sum_up() -> None:
     )
     assert name_of({"b": 0.25, "a": 0.75, "c": 0}) == "a=0.75,b=0.25" and name_of({"a": 1.0}) == "a"
     assert parse_mixture("a", "") == {"a": 1.0} and parse_mixture("a=3, b=1", "") == {"a": 0.75, "b": 0.25}
+
+
+def test_a_run_leaves_exactly_the_mixture_and_says_it(tmp_path: Path) -> None:
+    """Through the executor: two tables, in pieces, and what `diptych train` then reads of the folder."""
+    for name, count in (("a", 300), ("b", 200)):
+        rows = {"key": [str(i) for i in range(count)], "text": [f"{name} {i}" for i in range(count)]}
+        parquet.write_table(pa.table(rows), tmp_path / f"{name}.parquet", row_group_size=50)
+    source = f"a={tmp_path / 'a.parquet'},b={tmp_path / 'b.parquet'}"
+    done = curate(
+        "mixing", source, tmp_path / "out", settings={"mixing.weights": "a=3,b=1", "mixing.count": "80"}, seed=2
+    )
+    left = parquet.read_table(tmp_path / "out" / "00000.parquet")
+    assert Counter(left["source"].to_pylist()) == {"a": 60, "b": 20} and done.rows_out == 80
+    assert mixture_of(tmp_path / "out") == "a=0.75,b=0.25"
+    more = curate(
+        "mixing", source, tmp_path / "more", settings={"mixing.weights": "a=3,b=1", "mixing.count": "160"}, seed=2
+    )
+    texts = set(parquet.read_table(tmp_path / "more" / "00000.parquet")["text"].to_pylist())
+    assert more.rows_out == 160 and set(left["text"].to_pylist()) < texts
