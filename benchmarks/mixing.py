@@ -240,7 +240,8 @@ def run_all(out: Path) -> None:
         right = {name: float((c.argmax(1) == tests[name].shown.numpy()).mean()) for name, c in cosines.items()}
         about |= {"scale": float(model.log_scale.exp()), "cpu_seconds": time.process_time() - start}
         with atomic(place) as path, open(path, "wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), **cosines)
+            arrays: dict[str, Any] = {"about": np.array(json.dumps(about)), **cosines}
+            np.savez(file, **arrays)
         shown = {name: round(100 * share, 1) for name, share in right.items()}
         print(f"{done}/{len(todo)}", arm, size, seed, shown, file=sys.stderr, flush=True)
 
