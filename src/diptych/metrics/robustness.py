@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from diptych.metrics.intervals import Interval, bootstrap
 
 Link = Literal["logit", "probit"]
 EDGE = 1e-3  # accuracies are kept so far from 0 and 1, where both links are infinite
-NORMAL = NormalDist()
 
 
 def relative_drop(clean: float, changed: float) -> float:
@@ -75,27 +74,28 @@ def shape_bias(guesses: ArrayLike, shapes: ArrayLike, textures: ArrayLike) -> tu
 # -- the line over models ----------------------------------------------------------------------------------------------
 
 
-def linked(values: ArrayLike, link: Link) -> NDArray[np.float64]:
+def linked(values: ArrayLike, link: Link, edge: float = EDGE) -> NDArray[np.float64]:
     """Accuracies -> the scale on which models lie on a line (Taori et al. 2020; Miller et al. 2021)."""
-    p = np.clip(np.asarray(values, np.float64), EDGE, 1 - EDGE)
-    return np.log(p / (1 - p)) if link == "logit" else np.vectorize(NORMAL.inv_cdf, otypes=[float])(p)
+    p = np.clip(np.asarray(values, np.float64), edge, 1 - edge)
+    return np.log(p / (1 - p)) if link == "logit" else torch.special.ndtri(torch.as_tensor(p)).numpy()
 
 
 def unlinked(values: ArrayLike, link: Link) -> NDArray[np.float64]:
     z = np.asarray(values, np.float64)
-    return 1 / (1 + np.exp(-z)) if link == "logit" else np.vectorize(NORMAL.cdf, otypes=[float])(z)
+    return 1 / (1 + np.exp(-z)) if link == "logit" else torch.special.ndtr(torch.as_tensor(z)).numpy()
 
 
 @dataclass(frozen=True)
 class Line:
-    """q(accuracy under shift) = slope * q(accuracy) + intercept over baseline models."""
+    """q(accuracy under shift) = slope * q(accuracy) + intercept over baseline models; edge: of the accuracies."""
 
     slope: float
     intercept: float
     link: Link
+    edge: float = EDGE
 
     def expected(self, accuracy: ArrayLike) -> NDArray[np.float64]:
-        return unlinked(self.slope * linked(accuracy, self.link) + self.intercept, self.link)
+        return unlinked(self.slope * linked(accuracy, self.link, self.edge) + self.intercept, self.link)
 
     def effective_robustness(self, accuracy: ArrayLike, shifted: ArrayLike) -> NDArray[np.float64]:
         """Accuracy under shift beyond what the line gives a model of this accuracy."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Band", "Look", "bars", "changes", "curves", "histogram", "lines", "looks", "matrix", "reliability", "scatter",
-    "to_png", "to_svg",
+    "Band", "Look", "bars", "changes", "curves", "histogram", "lines", "looks", "matrix", "probits", "reliability",
+    "scatter", "to_png", "to_svg",
 ]  # fmt: skip
 
 WIDE, HIGH = 5.4, 4.0  # inches; small, so that the letters can be read on a phone
@@ -94,6 +94,36 @@ def lines(
             _percent(axes.yaxis)
         if len(series) > 1:
             axes.legend(frameon=False)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+    return figure
+
+
+def probits(
+    points: Mapping[str, Sequence[tuple[float, float]]], slopes: Mapping[str, tuple[float, float]], x_label: str,
+    y_label: str, look: Mapping[str, Look],
+) -> "Figure":  # fmt: skip
+    """Points of each name on probit axes, given as probits, with its line (slope, intercept) over their reach."""
+    from statistics import NormalDist
+
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    normal = NormalDist()
+    marks = [normal.inv_cdf(p / 100) for p in (0.1, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.9)]
+    with house_style():
+        figure, axes = _axes(WIDE, HIGH)
+        for name, own in points.items():
+            x, y = np.asarray(own, dtype=float).reshape(-1, 2).T
+            colour, marker = look[name]
+            axes.plot(x, y, color=colour, marker=marker, markersize=5, linestyle="none", alpha=0.8, label=name)
+            if name in slopes:
+                reach = np.array([x.min(), x.max()])
+                axes.plot(reach, slopes[name][0] * reach + slopes[name][1], color=colour, linewidth=1.4)
+        for axis, values in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            axis.set_major_locator(FixedLocator([m for m in marks if values[0] <= m <= values[1]]))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda z, _: f"{100 * normal.cdf(z):.3g}"))
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
     return figure

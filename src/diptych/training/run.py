@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.core.clip import CLIP
 from diptych.core.device import choose_device
+from diptych.data.mixture import mixture_of
 from diptych.data.pairs import Pairs, read_pairs
 from diptych.data.records import Records
 from diptych.data.scan import SetAside
@@ -111,6 +112,8 @@ def train(
     plan.objective.held = held
     clip = open_model(model, seed)
     identity = plan.identity() | {"model": model if isinstance(model, str) else clip.fingerprint, "data": identified}
+    if isinstance(data, (str, Path)) and (sources := mixture_of(data)):
+        identity["sources"] = sources
     folder = TrainingFolder(Path(out), identity)
     leads = rank_and_world()[0] == 0
     if leads:

@@ -2,8 +2,9 @@
 
 `diptych probe robustness MODEL [MODEL ...] DATA` looks at factors of the pictures, calibration, pictures of nothing the
 model knows, the gap between pictures and texts, and changed pictures (noise, blur, fog, a moved camera).
-`diptych probe weight_space A B DATA` goes from one model's weights to another's. A MODEL is what --model takes
-elsewhere, or a classifier that compare saved; DATA is a folder of class folders, a table, or scenes:500. You get
+`diptych probe weight_space A B DATA` goes from one model's weights to another's. `diptych probe mixing RUN ... DATA`
+says which source, or mixture of sources, makes models robust. A MODEL is what --model takes elsewhere, a folder of
+`diptych train`, or a classifier that compare saved; DATA is a folder of class folders, a table, or scenes:500. You get
 report.html and results.json. A probe that was stopped continues where it was.
 """
 
@@ -23,19 +24,21 @@ diptych probe robustness mini winner.safetensors ./photos --ood ./others --shift
 diptych probe robustness mini list.csv --factors pose,background --set robustness.changes=fog,jpeg
 diptych probe robustness A B C D ./photos --tags models.csv
 diptych probe weight_space mini winner.safetensors ./photos --ood ./sketches
+diptych probe mixing runs/* ./photos --shifted sketch=./sketches --shifted dark=./dark
 """
 
 
 def options(parser: Parser) -> None:
     add = parser.add_argument
-    add("system", metavar="SYSTEM", help="robustness or weight_space; `diptych systems` lists them")
+    add("system", metavar="SYSTEM", help="robustness, weight_space or mixing; `diptych systems` lists them")
     add("words", nargs="*", metavar="MODEL ... DATA", help="one or several models, then the pictures")
     add(
         "--ood",
         metavar="DIR",
         help="pictures of none of the classes; for weight_space: the classes as they come elsewhere",
     )
-    add("--shifted", metavar="DIR", help="pictures of the same classes as they come elsewhere")
+    add("--shifted", metavar="DIR", action="append", default=[],
+        help="pictures of the same classes as they come elsewhere; for mixing several, each as NAME=DIR")  # fmt: skip
     add("--captions", metavar="DATA", help="pictures with texts, as `diptych train` takes them")
     add("--with", action="append", default=[], metavar="ROLE=DATA", dest="others", help="other data that a probe takes")
     add("--factors", metavar="A,B", help="columns of the table that say what is special about a picture")
@@ -58,6 +61,19 @@ def setting(word: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
+def named(words: list[str]) -> str | dict[str, str]:
+    """`--shifted DIR`, or sets by their names: those given, or of the folders."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, source = word.partition("=")
+        if not equals or Path(word).expanduser().exists():
+            name, source = Path(word).stem, word
+        if not (name.strip() and source) or name.strip() in found:
+            raise DiptychError(f'--shifted takes NAME=DIR, each name once, such as sketch=./sketches; not "{word}"')
+        found[name.strip()] = source
+    return words[0] if words[0] in found.values() and len(words) == 1 else found
+
+
 def run(given: argparse.Namespace) -> int:
     known = systems("probe")
     if given.system not in known:
@@ -71,7 +87,9 @@ def run(given: argparse.Namespace) -> int:
         path = Path(word).expanduser()
         if path.suffix != ".safetensors" and not (path / "winner.safetensors").is_file():
             read.model(word)
-    others = {role: getattr(given, role) for role in ("ood", "shifted", "captions") if getattr(given, role)}
+    others = {role: getattr(given, role) for role in ("ood", "captions") if getattr(given, role)}
+    if given.shifted:
+        others["shifted"] = named(given.shifted)
     for word in given.others:
         role, equals, source = word.partition("=")
         if not (equals and source):

@@ -38,11 +38,12 @@ class Model:
 @dataclass(frozen=True)
 class Role:
     """A set of data that a probe may be given. kind: "classes" (labelled pictures), "pictures" (any pictures), "pairs"
-    (pictures with texts)."""
+    (pictures with texts). many: it may be several, by name."""
 
     kind: Literal["classes", "pictures", "pairs"]
     about: str
     needed: bool = False
+    many: bool = False
 
 
 class Pieces:
@@ -127,12 +128,15 @@ class Probe:
         for role in roles:
             if role not in cls.roles:
                 raise DiptychError(f'{cls.system()} has no data called "{role}"{nearest(role, cls.roles)}')
+            if isinstance(roles[role], Mapping) and not cls.roles[role].many:
+                raise DiptychError(f"{cls.system()} takes one set as {role}, and no name for it")
         for name, role in cls.roles.items():
             if role.needed and name not in roles:
                 raise DiptychError(f"{cls.system()} needs {name}: {role.about}")
 
     def measure(self, models: Sequence[Model], datasets: Mapping[str, Any], pieces: Pieces) -> dict[str, Any]:
-        """Figures that JSON can hold. datasets: by role, `Data`, `Pictures` or `Pairs` as the role's kind says."""
+        """Figures that JSON can hold. datasets: by role, `Data`, `Pictures` or `Pairs` as the role's kind says; a
+        mapping of them by name where the role takes many."""
         raise NotImplementedError
 
     def report(self, figures: Mapping[str, Any]) -> Report:

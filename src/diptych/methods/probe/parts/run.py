@@ -55,7 +55,8 @@ def probe(
     """What a probe says of models on pictures.
 
     models: as `diptych.load` takes them, classifiers that `compare` saved, or objects. others: further data by role
-    ("ood", "shifted", "conflict", "captions"; see the system). factors: columns of the table. tags: a table with a
+    ("ood", "shifted", "conflict", "captions"; see the system), several of a role as {name: data} where the system takes
+    many. factors: columns of the table. tags: a table with a
     column "model" and one for each property. settings: {"robustness.bins": "10"}. out: the folder, by default one below
     diptych-runs; keep=False writes none. progress: told what is being measured.
     Raises DiptychError for what the system cannot take.
@@ -137,6 +138,8 @@ def open_model(given: str | Path | CLIP | Classifier | Model, device: str | None
         path = Path(given).expanduser()
         if path.is_dir() and (path / "winner.safetensors").is_file():
             path = path / "winner.safetensors"
+        if (run := training_run(path)) is not None:
+            return Model(run.name, load(str(run / "model"), device), tags=tags_of_run(run))
         if not (path.is_file() and path.suffix == ".safetensors"):
             clip = load(str(given), device)
             return Model(clip.name, clip)
@@ -147,6 +150,22 @@ def open_model(given: str | Path | CLIP | Classifier | Model, device: str | None
     if source not in bases:
         bases[source] = load(source, device)
     return Model(name, given.base_clip(bases[source]), given)
+
+
+def training_run(path: Path) -> Path | None:
+    """The folder of a training, where the path is that or the model in it."""
+    run = path.parent if path.name == "model" else path
+    return run if (run / "run.json").is_file() and (run / "model").is_dir() else None
+
+
+def tags_of_run(run: Path) -> dict[str, str]:
+    """What `diptych train` wrote of itself: the pairs, the seed, and of which sources the pairs are."""
+    try:
+        about = json.loads((run / "run.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DiptychError(f"{run / 'run.json'} is damaged") from error
+    names = {"pairs": "n", "seed": "seed", "sources": "source"}
+    return {tag: str(about[name]) for name, tag in names.items() if name in about}
 
 
 def found_tags(model: Model) -> dict[str, str]:
@@ -187,7 +206,20 @@ def classifier_hash(classifier: Classifier | None) -> str:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-def open_role(made: Probe, role: str, source: Source, main: Data) -> "Data | Pictures | Pairs":
+def open_role(made: Probe, role: str, source: Source, main: Data) -> Any:
+    """`Data`, `Pictures` or `Pairs`; by name where the role takes many."""
+    if isinstance(source, Mapping):
+        return {name: open_role_of(made, role, one, main) for name, one in source.items()}
+    if made.roles[role].many:
+        return {short_name(source, role): open_role_of(made, role, source, main)}
+    return open_role_of(made, role, source, main)
+
+
+def short_name(source: Source, role: str) -> str:
+    return Path(source).stem if isinstance(source, (str, Path)) else role
+
+
+def open_role_of(made: Probe, role: str, source: Source, main: Data) -> "Data | Pictures | Pairs":
     match made.roles[role].kind:
         case "classes":
             return open_like(source, main, texture=role == "conflict")
@@ -196,9 +228,11 @@ def open_role(made: Probe, role: str, source: Source, main: Data) -> "Data | Pic
     return source if isinstance(source, Pairs) else read_pairs(source)
 
 
-def hash_of_role(given: "Data | Pictures | Pairs") -> str:
+def hash_of_role(given: "Mapping[str, Data] | Data | Pictures | Pairs") -> Any:
     import hashlib
 
+    if isinstance(given, Mapping):
+        return {name: hash_of_role(one) for name, one in given.items()}
     if isinstance(given, Data):
         return given.hash
     if isinstance(given, Pairs):
