@@ -147,11 +147,9 @@ def training_pairs(seed: int) -> Held:
 
 
 @torch.inference_mode()
-def images(clip: CLIP, records: Sequence[SceneRecord]) -> Tensor:
-    """Unit embeddings [N, D]."""
-    parts = [records[i : i + 128] for i in range(0, len(records), 128)]
-    rows = [clip.encode_image(torch.stack([clip.preprocess(r.image()) for r in part])) for part in parts]
-    return F.normalize(torch.cat(rows), dim=1)
+def images(clip: CLIP, pixels: Tensor) -> Tensor:
+    """Unit embeddings [N, D] of pixels [N, 3, H, W]."""
+    return F.normalize(torch.cat([clip.encode_image(part) for part in pixels.split(128)]), dim=1)
 
 
 @torch.inference_mode()
@@ -166,20 +164,43 @@ def recalls(pictures: Tensor, captions: Tensor, name: str) -> dict[str, float]:
             f"{name}, picture to text": 100 * recall_at(scores.T)[1]}  # fmt: skip
 
 
-def measure(clip: CLIP, seed: int = TEST_SEED, count: int = 300) -> dict[str, float]:
+@dataclass(frozen=True)
+class Shown:
+    """Pixels [N, 3, H, W], and what is said of each, or its class."""
+
+    pixels: Tensor
+    said: list[str]
+
+
+@cache
+def tests(seed: int) -> dict[str, list[Shown]]:
+    """Scenes with long captions, four sets with short ones, scenes with their class among the 140."""
+    look = diptych.load("micro", "cpu").preprocess  # all arms look at pictures as micro does
+
+    def shown(records: Sequence[SceneRecord], said: Sequence[str]) -> Shown:
+        return Shown(torch.stack([look(record.image()) for record in records]), list(said))
+
     chosen = (r for r, large in one_large(SPEC, seed) if (large.colour, large.shape) in SUBJECTS)
-    records = list(islice(chosen, count))
-    found = recalls(images(clip, records), texts(clip, [long_caption(r) for r in records]), "long")
-    sets = []
-    for number in range(1, 5):
-        some = list(islice(Scenes(CARD, 1 << 30, seed + number), 256))
-        sets.append(recalls(images(clip, some), texts(clip, [r.text("short") for r in some]), "short"))
-    found |= {name: statistics.mean(one[name] for one in sets) for name in sets[0]}
-    classes = CARD.pairs
-    shown = list(islice(one_large(SMALL, seed + 5), 700))
-    rows = texts(clip, [f"a large {colour} {shape}" for colour, shape in classes])
-    guesses = (images(clip, [record for record, _ in shown]) @ rows.T).argmax(1).tolist()
-    right = [classes[guess] == (large.colour, large.shape) for guess, (_, large) in zip(guesses, shown, strict=True)]
+    long = list(islice(chosen, 300))
+    short = [list(islice(Scenes(CARD, 1 << 30, seed + number), 256)) for number in range(1, 5)]
+    classed = list(islice(one_large(SMALL, seed + 5), 700))
+    return {
+        "long": [shown(long, [long_caption(record) for record in long])],
+        "short": [shown(some, [record.text("short") for record in some]) for some in short],
+        "zero-shot": [shown([r for r, _ in classed], [f"a large {x.colour} {x.shape}" for _, x in classed])],
+    }
+
+
+def measure(clip: CLIP, seed: int = TEST_SEED) -> dict[str, float]:
+    held = tests(seed)
+    found: dict[str, float] = {}
+    for name in ("long", "short"):
+        sets = [recalls(images(clip, some.pixels), texts(clip, some.said), name) for some in held[name]]
+        found |= {what: statistics.mean(one[what] for one in sets) for what in sets[0]}
+    (some,) = held["zero-shot"]
+    classes = [f"a large {colour} {shape}" for colour, shape in CARD.pairs]
+    guesses = (images(clip, some.pixels) @ texts(clip, classes).T).argmax(1).tolist()
+    right = [classes[guess] == said for guess, said in zip(guesses, some.said, strict=True)]
     return found | {"zero-shot": 100 * statistics.mean(right)}
 
 
