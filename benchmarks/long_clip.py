@@ -56,7 +56,7 @@ from diptych.training.run import Run
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "long_clip.json"
 OLD = 77
 STEPS, BATCH, PAIRS = 100, 32, 2400
-SETTINGS = {"long_clip.scale": "0", "recipe.rate": "1e-5", "recipe.warmup": "10", "recipe.clip": "1"}
+SETTINGS = {"long_clip.scale": "0", "recipe.rate": "5e-6", "recipe.warmup": "10", "recipe.clip": "1"}
 ARMS: dict[str, dict[str, str]] = {
     "long_clip": {},
     "cut at 77": {"long_clip.tokens": "77"},
