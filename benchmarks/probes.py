@@ -288,6 +288,10 @@ def line(how: str, seed: int) -> Values:
     return found | {"shares with both": float(len(near)), "flagged": float(told["failed"])}
 
 
+def rank(lags: dict[str, float], layer: str) -> float:
+    return 1.0 + sum(lag > lags[layer] for lag in lags.values())
+
+
 def planted(seed: int) -> Values:
     """A mild fine-tune, then one block trained on alone: is it found, and does going back on it help elsewhere?"""
     fit, data, other = world(seed)
@@ -311,8 +315,8 @@ def planted(seed: int) -> Values:
     turned = scrambled(both[1], groups[bad])
     far = {layer: lag((both[0], turned), own, chosen, (0.0, 0.5, 1.0)) for layer, own in groups.items()}
     return {
-        "trained alone: rank by lag": float(1 + stragglers(lags, len(lags)).index(bad)),
-        "scrambled: rank by lag": float(1 + stragglers(far, len(far)).index(bad)),
+        "trained alone: rank by lag": rank(lags, bad),
+        "scrambled: rank by lag": rank(far, bad),
         "inside, planted": 100 * max(plain["ood"]["accuracy"][1:-1]),
         "inside, 0.9 of it pruned": 100 * max(back["ood"]["accuracy"][1:-1]),
         "id before and after": 100 * (sets["id"].score(second)["accuracy"] - sets["id"].score(both[1])["accuracy"]),

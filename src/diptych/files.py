@@ -41,6 +41,11 @@ def write_atomically(path: Path | str, data: bytes) -> Path:
     return path
 
 
+def is_bare(folder: Path, first: str = "run.json") -> bool:
+    """Whether a folder is empty, but for what was left by a write of `first` into it that was killed."""
+    return all(path.name.startswith(f".{first}.") for path in folder.iterdir())
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to write to; takes the place of `path`, whatever is there, when the block ends.

@@ -6,7 +6,7 @@ from models import clip, image_kind, shaken
 from torch import Tensor, nn
 
 from diptych.core.mini_networks import EfficientNetLite0
-from diptych.core.regions import hard, mask_pool
+from diptych.core.regions import cover, hard, mask_pool
 from diptych.core.tower import Tap
 from diptych.core.towers.open_clip import ResNetImage
 
@@ -85,6 +85,30 @@ def test_masked_attention_pooling_is_that_of_a_plain_loop():
             scores = torch.stack([query @ pool.k_proj(key)[rows] for key in seen]) / len(query) ** 0.5
             parts.append(sum(p * pool.v_proj(key)[rows] for p, key in zip(scores.softmax(0), seen, strict=True)))
         torch.testing.assert_close(found[0, q], pool.c_proj(torch.cat(parts)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((64, 96), (2, 3)),
+        ((24, 20), (4, 5)),
+        ((510, 8), (2, 1)),
+        ((512, 8), (1, 2)),
+        ((7, 9), (3, 4)),
+        ((2, 3), (5, 3)),
+    ],
+)
+def test_cells_are_covered_by_what_a_plain_loop_says(shape: tuple[int, int], size: tuple[int, int]):
+    masks = some(3, *shape) > 0.3
+    masks[0], masks[1] = True, False
+    finer = masks.repeat_interleave(size[0], 1).repeat_interleave(size[1], 2).double()  # each pixel in as many
+    found = cover(masks, size)
+    assert found.shape == (3, *size) and found.dtype == torch.float32
+    for row in range(size[0]):
+        for column in range(size[1]):
+            cell = finer[:, row * shape[0] : (row + 1) * shape[0], column * shape[1] : (column + 1) * shape[1]]
+            torch.testing.assert_close(found[:, row, column].double(), cell.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cover(masks.transpose(1, 2), size[::-1]), found.transpose(1, 2))  # not contiguous
 
 
 def test_hard_masks_are_thresholded_after_they_were_resized():

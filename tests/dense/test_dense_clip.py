@@ -117,6 +117,19 @@ def test_one_window_is_the_tower_itself(micro: CLIP) -> None:
         torch.testing.assert_close(scores, logits.softmax(0)[:, mask > 0].mean(1), rtol=0, atol=1e-5)
 
 
+def test_where_windows_overlap_their_mean_counts(micro: CLIP) -> None:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 110, 3), dtype=np.uint8))
+    segmenter = DenseCLIP(Config(size=64, templates="a {}")).fit(micro)
+    texts = segmenter.vocabulary(("red star", "snow"))
+    pixels = micro.preprocess.tensor(image)
+    with torch.no_grad():
+        found = segmenter.logits(image, texts)
+        alone = [segmenter.window(pixels[None, :, :, x : x + 64], texts)[0] for x in (0, 32, 46)]
+    for column in range(110):
+        seen = [one[:, :, column - x] for one, x in zip(alone, (0, 32, 46), strict=True) if x <= column < x + 64]
+        torch.testing.assert_close(found[:, :, column], torch.stack(seen).mean(0), rtol=0, atol=1e-4)
+
+
 def test_sizes_and_windows() -> None:
     assert resized((480, 360), 128, 64, 1) == (171, 128)
     assert resized((480, 360), 256, 32, 32) == (352, 256)

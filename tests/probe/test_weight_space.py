@@ -79,6 +79,7 @@ def test_gain_barrier_and_stragglers() -> None:
     assert barrier([0.5, 0.6, 0.3], [0.0, 0.5, 1.0]) == pytest.approx(0.2) and barrier([0.5, 0.4], [0.0, 1.0]) == 0
     lags = {"a": 0.1, "b": 0.11, "c": 0.9, "d": 0.12, "e": 0.1}
     assert stragglers(lags, 2) == ["c", "d"] and stragglers(lags, 0) == ["c"]
+    assert stragglers({"a": 0.0, "b": 0.2}, 2) == ["b"], "a layer that costs nothing is no straggler"
     flat = {"ood": {"accuracy": [0.5, 0.4, 0.3]}}
     assert summary(flat, (0.0, 0.5, 1.0))["failed"]
     assert not summary({"ood": {"accuracy": [0.5, 0.6, 0.3]}}, (0.0, 0.5, 1.0))["failed"]
@@ -195,6 +196,10 @@ def test_what_no_line_leads_to_is_refused(tmp_path) -> None:
     with pytest.raises(DiptychError, match="no line leads from"):
         ends(Model("micro", clip), Model("colours", small), data)
     few = Drawn(ID, pair, 9, 4, seed=1).support()
+    with pytest.raises(DiptychError, match="micro and again have the same weights"):
+        WeightSpace(QUICK).measure(
+            [Model("micro", clip), Model("again", clip)], {"data": scene_data(Scenes(ID, 60, 3))}, Pieces()
+        )
     gda = last(fit_path(GDA(), GDA.Config(alpha=1.0), clip, few))
     scenes = scene_data(Scenes(ID, 60, 3), "class")
     with pytest.raises(DiptychError, match="is no matrix"):

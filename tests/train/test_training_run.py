@@ -23,6 +23,7 @@ from diptych.data.pairs import read_pairs
 from diptych.engine.loop import Diverged
 from diptych.errors import DiptychError
 from diptych.training.batches import Batches, Order
+from diptych.training.folder import TrainingFolder
 from diptych.training.plan import make_plan
 from diptych.training.run import Run
 
@@ -415,3 +416,26 @@ def test_mistakes_are_said_in_words(
     assert main(["train", *words, "--data", str(shards), "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_its_first_line_begins_again(tmp_path: Path):
+    """At any place between an empty folder and a first line of metrics.csv."""
+    folder = TrainingFolder(tmp_path / "run", {"seed": 0})
+    for seed in range(4):  # each but the first finds what another left
+        folder = TrainingFolder(tmp_path / "run", {"seed": seed})
+        folder.refuse_others()
+        folder.open()
+        folder.begin(0, ["step", "loss"])
+        assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"seed": seed}
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / ".run.json.x7f3").write_text('{"se')
+    TrainingFolder(tmp_path / "cut", {"seed": 0}).open()
+    folder.log({"step": 1, "loss": 2.0, "seconds": 1.0})
+    with pytest.raises(DiptychError, match="holds another run"):
+        TrainingFolder(tmp_path / "run", {"seed": 9}).open()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("...")
+    with pytest.raises(DiptychError, match="is not a run of diptych"):
+        TrainingFolder(tmp_path, {"seed": 0}).open()

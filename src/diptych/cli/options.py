@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diptych.errors import DiptychError, nearest
+from diptych.files import is_bare
 from diptych.methods.discover import systems
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -195,7 +196,7 @@ def run_folder(word: str) -> Path:
     if not word.strip():
         raise DiptychError("--out takes a folder; not nothing")
     if path.is_dir():
-        if any(path.iterdir()) and not (path / "run.json").is_file():
+        if not (is_bare(path) or (path / "run.json").is_file()):
             raise DiptychError(f"--out {path} exists and is not a run of diptych; choose another folder")
     elif path.exists() or path.is_symlink():
         raise DiptychError(f"--out {path} is a file; it takes a folder")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diptych.errors import DiptychError
-from diptych.files import atomic
+from diptych.files import atomic, is_bare
 
 Key = tuple[str, int | str, int]
 
@@ -48,7 +48,7 @@ class RunFolder:
                     f"({first}: {shorten(found.get(first))} there, {shorten(self.identity[first])} now); "
                     "choose another --out, or ask for the same again to continue it"
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and not (self.path.is_dir() and is_bare(self.path)):
             raise DiptychError(f"{self.path} exists and is not a run of diptych; choose another --out")
 
     def finished(self, name: str) -> dict[str, Any] | None:

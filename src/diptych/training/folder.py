@@ -47,7 +47,7 @@ class TrainingFolder(RunFolder):
         if not self.path.is_dir():
             return not self.path.exists()
         there = {path.name for path in self.path.iterdir()}
-        return all(name.startswith("broken") for name in there) or (
+        return all(name.startswith(("broken", ".run.json.")) for name in there) or (
             "run.json" in there and "model" not in there and not self.rows() and not self.steps()
         )
 
@@ -56,9 +56,10 @@ class TrainingFolder(RunFolder):
             super().refuse_others()
 
     def open(self) -> None:
-        if self.is_none():
-            (self.path / "run.json").unlink(missing_ok=True)
-        super().open()
+        if self.is_none():  # at once in its place: stopped in between, the folder would be nobody's
+            write_atomically(self.path / "run.json", json.dumps(self.identity, indent=1).encode())
+        else:
+            super().open()
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint, then drop the oldest."""

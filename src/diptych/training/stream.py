@@ -24,6 +24,7 @@ from diptych.core.fresh import is_architecture
 from diptych.core.save import save
 from diptych.data.pairs import read_pairs
 from diptych.errors import DiptychError, nearest
+from diptych.files import is_bare
 from diptych.losses.contrastive import groups_of
 from diptych.methods.continual.parts.learner import Learner, Session, SessionRecipe
 from diptych.methods.discover import find, systems
@@ -160,7 +161,7 @@ class LessonFolder(TrainingFolder):
             return not self.path.exists()
         there = {path.name for path in self.path.iterdir()}
         begun = any(self.path.glob("sessions/*/*/checkpoints/[0-9]*"))
-        return not there or ("run.json" in there and not self.steps() and not begun)
+        return is_bare(self.path) or ("run.json" in there and not self.steps() and not begun)
 
     def open(self) -> None:
         if self.is_none():

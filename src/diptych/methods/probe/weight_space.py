@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diptych.core.weights import interpolate, layers, prune
 from diptych.engine.store import FeatureStore
+from diptych.errors import DiptychError
 from diptych.methods.probe.parts import sharpness
 from diptych.methods.probe.parts.data import Data
 from diptych.methods.probe.parts.endpoints import Judged, ends, tower_of
@@ -68,6 +69,11 @@ class WeightSpace(Probe):
     def measure(self, models: Sequence[Model], datasets: Mapping[str, Any], pieces: Pieces) -> Figures:
         config, data = self.config, datasets["data"]
         both = ends(models[0], models[1], data)
+        if all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items()):
+            raise DiptychError(
+                f"{models[0].name} and {models[1].name} have the same weights, so there is no line between them; the "
+                "second is to be fine-tuned, such as the winner of `diptych compare --methods wise_ft`"
+            )
         choose, test = (pixels_of(models[0], half, config) for half in data.halves())
         sets = {"id": test}
         if "ood" in datasets:
@@ -211,8 +217,8 @@ def one_layer(both: Ends, names: Sequence[str], judged: Judged, config: Config) 
 
 def stragglers(lags: Mapping[str, float], most: int) -> list[str]:
     """The layers that stay bad while the others have recovered: the `most` with the largest lag, or all beyond the
-    median by two median absolute deviations."""
-    order = sorted(lags, key=lambda layer: -lags[layer])
+    median by two median absolute deviations. A layer without a lag is none."""
+    order = sorted((layer for layer in lags if lags[layer] > 0), key=lambda layer: -lags[layer])
     if most:
         return order[:most]
     values = np.array([*lags.values()])

@@ -101,8 +101,9 @@ def repair(figures: Mapping[str, Any], alphas: list[float]) -> list[Section]:
     ]  # fmt: skip
     scan = "; ".join(f"{s}: {percent(v)}%" for s, v in found["scan"].items())
     what = "moved least, back to the first model" if figures["config"]["mode"] == "delta" else "are smallest, to zero"
+    named = ", ".join(figures["stragglers"]) or "there are none"
     note = (
-        f"Of the stragglers ({', '.join(figures['stragglers'])}), the share {found['sparsity']:g} of weights that "
+        f"Of the stragglers ({named}), the share {found['sparsity']:g} of weights that "
         f"{what}. "
         f"Chosen by the best accuracy on the choosing half: {scan}."
     )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
 from diptych.errors import DiptychError, nearest
-from diptych.files import write_atomically
+from diptych.files import is_bare, write_atomically
 from diptych.methods.settings import changed
 from diptych.report import Report
 
@@ -71,7 +71,7 @@ class Pieces:
                 raise DiptychError(f"{about} is damaged; remove the folder or choose another --out") from error
             if differ := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
                 raise DiptychError(f"{folder} holds another probe ({', '.join(differ)} differ); choose another --out")
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and not (folder.is_dir() and is_bare(folder)):
             raise DiptychError(f"{folder} exists and is not a probe's; choose another --out")
         else:
             write_atomically(about, json.dumps(wanted, indent=1).encode())
