@@ -34,6 +34,7 @@ VERBS = {
     "probe": ("diptych.methods.probe.parts.run", "probe"),
     "export": ("diptych.core.export", "export"),
     "curate": ("diptych.curation.run", "curate"),
+    "serve": ("diptych.search.web.server", "serve"),
     "systems": ("diptych.methods.discover", "describe"),
     "doctor": ("diptych.core.doctor", "doctor"),
     "cache_info": ("diptych.engine.store", "cache_info"),
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
     from diptych.errors import DiptychError as DiptychError
     from diptych.methods.discover import describe as systems  # noqa: F401
     from diptych.methods.probe.parts.run import probe as probe
+    from diptych.search.run import index as index
+    from diptych.search.web.server import serve as serve
     from diptych.training.make import make as make
     from diptych.training.run import train as train
     from diptych.training.stream import teach as teach
