@@ -26,7 +26,7 @@ from diptych.methods.curate.parts.fetch import DIRECTIVES
 from diptych.methods.curate.parts.join import Hashed
 from diptych.methods.curate.parts.language import Language
 from diptych.methods.curate.parts.pipeline import Pipeline, Source, Stage
-from diptych.methods.curate.parts.scores import Aesthetic, Toxic, Unsafe, Watermark
+from diptych.methods.curate.parts.scores import Aesthetic, Score, Toxic, Unsafe, Watermark
 from diptych.methods.curate.parts.web_rules import ShortText, WebAddress
 
 
@@ -38,7 +38,8 @@ class Config:
     the Bloom filter. private: hosts of a private network that may be asked. min_bytes: of a file; min_image_size: of
     its shorter side; max_image_area and max_aspect_ratio: 0 is no limit. verify_hash: against the input's column of
     that name. keep: the share of each stream to keep by similarity, instead of the values; 0 goes by those. screen:
-    remove forbidden categories. unsafe, watermark, toxic, aesthetic: a head ("prompts", a file; "" for none).
+    remove forbidden categories. unsafe, watermark, toxic, aesthetic: a head ("prompts", a file; "" for none); prompts
+    do not find watermarks.
     """
 
     min_text: int = 5
@@ -75,7 +76,7 @@ class Config:
     screen: bool = True
     unsafe: str = "prompts"
     punsafe: float = 0.5
-    watermark: str = "prompts"
+    watermark: str = ""
     pwatermark: float = 0.8
     toxic: str = "prompts"
     toxicity: float = 0.5
@@ -147,7 +148,11 @@ class Laion(Pipeline):
         found += [Unsafe(c.unsafe, c.punsafe)] if c.unsafe else []
         found += [Watermark(c.watermark, c.pwatermark)] if c.watermark else []
         found += [Toxic(c.toxic, c.toxicity)] if c.toxic else []
-        return [*found, Aesthetic(c.aesthetic)] if c.aesthetic else found
+        found += [Aesthetic(c.aesthetic)] if c.aesthetic else []
+        for stage in found:
+            if isinstance(stage, Score):
+                stage.check(c.model)  # before anything is downloaded
+        return found
 
 
 def given(words: Sequence[str]) -> tuple[str, ...]:
