@@ -1,4 +1,4 @@
-"""Make a better set of pictures with texts: filter, balance, deduplicate, score.
+"""Make a better set of pictures with texts: filter, balance, score.
 
 RECIPE is a system of the family; `diptych curate` alone lists them. IN is Parquet or CSV, webdataset shards (as
 img2dataset writes them), a folder of pictures with texts beside them, WAT or WARC archives, a folder of any of these,
