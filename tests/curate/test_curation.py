@@ -238,9 +238,10 @@ def test_only_so_many_rows(tables, tmp_path):
 def test_ctrl_c_ends_the_workers_too(tmp_path):
     """Every process of the group is gone soon after."""
     program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"import signal, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "import curate_slow, diptych.curation.run as run\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # deaf in a shell's background\n"
         f"    run.curate(curate_slow.Slow(), {str(tmp_path / 'in')!r}, {str(tmp_path / 'out')!r}, workers=2)\n"
     )
     for n in range(3):

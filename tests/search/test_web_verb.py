@@ -117,7 +117,10 @@ def test_it_answers_and_stops(index: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_ctrl_c_ends_the_process_cleanly(index: Path):
     program = (
-        "import sys; from fakes import colour_clip; import diptych.core.load as loading\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from fakes import colour_clip; import diptych.core.load as loading\n"
         "loading.load = lambda name='mini', device=None: colour_clip()\n"
         "from diptych.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
