@@ -22,15 +22,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Measured:
-    """kind: "exact" or "ivf_pq"; recall10, milliseconds: of `queries` of the index's own rows, at one time `rows`."""
+    """kind: "exact", "hnsw" or "ivf_pq"; recall10, milliseconds: of `queries` of the index's own rows, at one time
+    `rows`. effort: what a query spends: candidates of hnsw (its ef), lists of ivf_pq."""
 
     kind: str
     rows: int
     recall10: float
     milliseconds: float
     queries: int
-    probes: int = 0
-    refine: int = 0
+    effort: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 A row is written whole or not at all: each `add` and `remove` is one commit, so a killed writer loses the batch that it
 was at and nothing else, and readers in other processes see whole batches. Up to `EXACT_BYTES` of vectors a search is
-exact, in memory; above that it goes through Lance's IVF_PQ with exact re-ranking, probing as many lists as reach
-`RECALL` on a sample of the index's own rows, and `info` says what was measured.
+exact, in memory; up to `GRAPH_BYTES` it goes through Lance's HNSW graph, above that through its inverted lists, both
+re-ranked by exact cosines and spending what reaches `RECALL` on a sample of the index's own rows; `info` says what was
+measured.
 """
 
 import json
@@ -23,7 +24,7 @@ from diptych.search.columns import KINDS, MOST, STANDARD, arrow_type, cell_of, c
 from diptych.search.exact import Exact, fused
 from diptych.search.filters import Filter, literal, parse
 from diptych.search.found import Hit, Info, Measured, Model
-from diptych.search.measure import REFINE, measure
+from diptych.search.measure import measure
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 TABLE, MEASURED = "pictures", "measured"
 EXACT_BYTES = 3 << 30  # of vectors; 2 million rows of 384 numbers
+GRAPH_BYTES = 64 << 30  # of vectors, of which a graph has a quarter and its links in memory
+GRAPH_ROWS = 2_000_000  # of one graph, all of which a query enters
+REFINE = {"hnsw": 5, "ivf_pq": 50}  # times k rows are re-ranked
 PIECES = 20  # of the table on disk, beyond which they are joined
 SETTLED = 100_000_000  # nanoseconds after which a file's time of change is taken to be its last
 DEEP = 100  # of each ranking, at least, when vectors and full text are combined
@@ -51,7 +55,7 @@ class Index:
         self.exact: Exact | None = None
         self.seen = -1  # the table's version that `exact` holds
         self.seen_state: int | None = None
-        self.probes: int | None = None  # lists of Lance's index a query looks into; None: not read yet
+        self.how: tuple[str, int] | None = None  # Lance's index and what a query spends there; None: not read yet
         self.lock = threading.RLock()
 
     # -- opening -------------------------------------------------------------------------------------------------------
@@ -275,16 +279,22 @@ class Index:
             query = query.where(where.sql(), prefilter=True)
         return query.limit(k).to_arrow()["id"].to_pylist()
 
-    def by_lance(self, query: np.ndarray, k: int, where: Filter | None, probes: int = 0) -> list[Hit]:
+    def by_lance(
+        self, query: np.ndarray, k: int, where: Filter | None, how: tuple[str, int] | None = None
+    ) -> list[Hit]:
         """Through Lance's index, re-ranked by exact cosines; without one, through all rows on disk."""
-        if not probes:
-            if self.probes is None:
+        if how is None:
+            if self.how is None:
                 measured = self.measured()
-                self.probes = measured.probes if measured else 0
-            probes = self.probes
+                self.how = (measured.kind, measured.effort) if measured else ("", 0)
+            how = self.how
+        kind, effort = how
         search = self.latest().search(query).distance_type("cosine").select([*self.columns, "_distance"])
-        if probes:
-            search = search.nprobes(probes).refine_factor(REFINE)
+        if kind == "hnsw":
+            lists = -(-len(self) // GRAPH_ROWS) + 1  # tidied at another size
+            search = search.nprobes(lists).ef(max(effort, REFINE[kind] * k)).refine_factor(REFINE[kind])
+        elif kind == "ivf_pq":
+            search = search.nprobes(effort).refine_factor(REFINE[kind])
         if where is not None:
             search = search.where(where.sql(), prefilter=True)
         rows = search.limit(k).to_arrow().to_pylist()
@@ -293,6 +303,14 @@ class Index:
     @property
     def is_large(self) -> bool:
         return len(self) * self.dim * 4 > EXACT_BYTES
+
+    @property
+    def kind(self) -> str:
+        """How vectors are searched: "exact", or by Lance's index, "hnsw" or "ivf_pq"; "" where there is none yet."""
+        if not self.is_large:
+            return "exact"
+        types = [str(index.index_type).lower() for index in self.table.list_indices() if index.columns == ["vector"]]
+        return "" if not types else "hnsw" if "hnsw" in types[0] else "ivf_pq"
 
     def refresh(self) -> Exact:
         """The rows in memory, as they are on disk now: what others wrote is read, and no more than that."""
@@ -374,12 +392,16 @@ class Index:
         self.table.create_index("text", config=FTS(), replace=True)
 
     def index_vectors(self) -> None:
-        """Inverted lists and product quantisation, four numbers a byte."""
-        from lancedb.index import IvfPq
+        """A graph over numbers of a byte; where that is too large, inverted lists and four numbers a byte."""
+        from lancedb.index import HnswSq, IvfPq
 
         size = next(n for n in (4, 2, 1) if self.dim % n == 0)
-        lists = max(1, int(len(self) ** 0.5))
-        config = IvfPq(distance_type="cosine", num_partitions=lists, num_sub_vectors=self.dim // size)
+        config: Any
+        if len(self) * self.dim * 4 <= GRAPH_BYTES:
+            config = HnswSq(distance_type="cosine", num_partitions=-(-len(self) // GRAPH_ROWS))
+        else:
+            lists = max(1, int(len(self) ** 0.5))
+            config = IvfPq(distance_type="cosine", num_partitions=lists, num_sub_vectors=self.dim // size)
         self.table.create_index("vector", config=config, replace=True)
 
     def measured(self) -> Measured | None:
@@ -391,7 +413,7 @@ class Index:
         return last and Measured(**json.loads(last["found"]))
 
     def note(self, found: Measured) -> None:
-        self.probes = found.probes
+        self.how = found.kind, found.effort
         row = [{"at": time.time_ns(), "found": json.dumps(asdict(found))}]
         if MEASURED in tables_of(self.database):
             self.database.open_table(MEASURED).add(row)

@@ -13,37 +13,36 @@ if TYPE_CHECKING:
 
 RECALL = 0.99  # recall@10 to reach where Lance's index is probed
 QUERIES, NEIGHBOURS = 50, 10
-REFINE, PROBES, MOST_PROBES = 50, 4, 4096
+LEAST, MOST = {"hnsw": 50, "ivf_pq": 4}, 4096  # of what a query may spend
 
 
 def measure(index: "Index", queries: int = QUERIES, seed: int = 0) -> Measured:
     """The queries lie between two rows drawn by chance, so that none finds itself alone.
 
-    Where Lance's index is probed, the number of lists is chosen on as many other queries.
+    Where Lance's index is probed, what a query spends is chosen on as many other queries.
     """
     rng = np.random.default_rng(seed)
     drawn = sample(index, 4 * queries, rng)
     asked = drawn[0::2][: len(drawn) // 2] + drawn[1::2]
     asked = (asked / np.linalg.norm(asked, axis=1, keepdims=True)).astype(np.float32)
     truth = neighbours(index, asked)
-    probes, half = 0, len(asked) // 2
-    if index.is_large:
-        probes = PROBES
-        while probes < MOST_PROBES and recall(index, asked[half:], truth[half:], probes)[0] < RECALL:
-            probes *= 2
-        probes *= 2  # what suffices for some queries is short for others
+    kind, effort, half = index.kind, 0, len(asked) // 2
+    if kind in LEAST:
+        effort = LEAST[kind]
+        while effort < MOST and recall(index, asked[half:], truth[half:], (kind, effort))[0] < RECALL:
+            effort *= 2
+        effort *= 2  # what suffices for some queries is short for others
     asked, truth = asked[: max(half, 1)], truth[: max(half, 1)]
-    share, seconds = recall(index, asked, truth, probes)
-    kind = "ivf_pq" if index.is_large else "exact"
-    return Measured(kind, len(index), share, 1000 * seconds, len(asked), probes, REFINE if probes else 0)
+    share, seconds = recall(index, asked, truth, (kind, effort))
+    return Measured(kind, len(index), share, 1000 * seconds, len(asked), effort)
 
 
-def recall(index: "Index", asked: np.ndarray, truth: list[set[str]], probes: int) -> tuple[float, float]:
-    """(recall@10, seconds a query: the median)."""
+def recall(index: "Index", asked: np.ndarray, truth: list[set[str]], how: tuple[str, int]) -> tuple[float, float]:
+    """(recall@10, seconds a query: the median); how: the kind of search and what a query spends."""
     found, times = [], []
     for query, right in zip(asked, truth, strict=True):
         start = time.perf_counter()
-        hits = index.by_lance(query, NEIGHBOURS, None, probes) if probes else index.by_vector(query, NEIGHBOURS, None)
+        hits = index.by_lance(query, NEIGHBOURS, None, how) if how[1] else index.by_vector(query, NEIGHBOURS, None)
         times.append(time.perf_counter() - start)
         found.append(len({hit.id for hit in hits} & right) / max(len(right), 1))
     return float(np.mean(found)), float(np.median(times))
