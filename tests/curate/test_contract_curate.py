@@ -1,7 +1,7 @@
 """What every recipe must keep: one result for any number of processes and after a kill, a reason for every row that is
 gone, refusal before anything is written, and a dry run that leaves nothing.
 
-A recipe's own test file may offer `world(tmp_path) -> (input, settings)`: a small input in several pieces.
+A recipe's own test file offers `world(tmp_path) -> (input, settings)`: a small input in several pieces.
 """
 
 import importlib
@@ -18,11 +18,7 @@ from diptych.methods.discover import systems
 @pytest.fixture(params=systems("curate"))
 def recipe(request, tmp_path):
     """(its name, an input, settings)."""
-    try:
-        offered = importlib.import_module(f"test_{request.param}").world
-    except (ImportError, AttributeError):
-        pytest.skip(f"tests/curate/test_{request.param}.py offers no world(tmp_path)")
-    return request.param, *offered(tmp_path)
+    return request.param, *importlib.import_module(f"test_{request.param}").world(tmp_path)
 
 
 def test_one_result_however_it_is_run(recipe, tmp_path):

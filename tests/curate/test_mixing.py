@@ -21,6 +21,20 @@ ROWS = {"photos": 700, "sketches": 400, "scans": 90}
 KEYS = [(f"{i:04d}", name) for name, count in ROWS.items() for i in range(count)]  # the same keys in every source
 
 
+def world(folder: Path) -> tuple[str, dict[str, str]]:
+    """For the contract of the family."""
+    for name, count in ROWS.items():
+        for piece in range(2):
+            own = [f"{i:04d}" for i in range(piece, count, 2)]
+            (folder / name).mkdir(exist_ok=True)
+            columns = {"key": own, "text": [f"{name} {key}" for key in own]}
+            parquet.write_table(pa.table(columns), folder / name / f"{piece}.parquet")
+    return ",".join(f"{name}={folder / name}" for name in ROWS), {
+        "weights": "photos=2,sketches=1,scans=1",
+        "count": "200",
+    }
+
+
 def batches(rows: Sequence[tuple[str, str]], size: int) -> list[tuple[pa.RecordBatch, Place]]:
     """Pieces of 500 rows, cut into batches of `size`."""
     found = []

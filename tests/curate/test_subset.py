@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,15 @@ def run(settings: dict[str, str], batches: list[pa.RecordBatch]) -> list[pa.Reco
 
 def keys(batches: list[pa.RecordBatch]) -> list[str]:
     return [key for batch in batches for key in batch.column("key").to_pylist()]
+
+
+def world(folder: Path) -> tuple[Path, dict[str, str]]:
+    """For the contract of the family."""
+    (folder / "input").mkdir()
+    for n in range(3):
+        rows = pa.Table.from_batches([table().slice(60 * n, 60)])
+        parquet.write_table(rows, folder / "input" / f"{n}.parquet", row_group_size=25)
+    return folder / "input", {"where": "width > 300"}
 
 
 def table(count: int = 200) -> pa.RecordBatch:

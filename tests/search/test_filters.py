@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from diptych.errors import DiptychError
-from diptych.search.filters import Filter, both, parse
+from diptych.search.filters import Filter, both, names_in, parse
 
 COLUMNS = {"width": "number", "score": "number", "text": "text", "label": "text", "flag": "yes/no"}
 ROWS = pa.table(
@@ -181,3 +181,10 @@ def test_two_filters_as_one(lance):
     assert both(None, first) is first and both(first, None) is first and both(None, None) is None
     assert parse(one.where, COLUMNS).sql() == one.sql()
     assert one.columns == {"width", "score", "label"}
+
+
+def test_the_columns_of_a_condition_before_it_is_known_what_there_is():
+    found = names_in("width > 500 and (`a b` like 'or%' or not Label in ('and', \"x\")) and width is not null")
+    assert found == ["width", "a b", "Label"]
+    with pytest.raises(DiptychError, match="quote"):
+        names_in("width > 'open")

@@ -72,6 +72,14 @@ def parse(where: str, columns: Mapping[str, str]) -> Filter:
     return Filter(where, Parser(where, columns).whole())
 
 
+def names_in(where: str) -> list[str]:
+    """The columns that a condition names, before it is known what there is. Raises DiptychError for what no condition
+    can hold."""
+    tokens = [(kind, word) for kind, word, _ in Parser(where, {}).tokens if kind in ("column", "word")]
+    named = (word.strip("`") for kind, word in tokens if kind == "column" or word.lower() not in WORDS)
+    return list(dict.fromkeys(named))
+
+
 def both(first: Filter | None, second: Filter | None) -> Filter | None:
     """Rows that pass the two; None passes all."""
     if first is None or second is None:

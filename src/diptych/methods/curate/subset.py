@@ -12,10 +12,11 @@ LAION-5B, arXiv 2210.08402: subsets such as high-resolution (170 million at 1024
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, nearest
 from diptych.methods.curate.parts.choose import Near, Nearest, Where, Words
-from diptych.methods.curate.parts.join import JoinScores
+from diptych.methods.curate.parts.join import JoinScores, read_scores
 from diptych.methods.curate.parts.pipeline import Pipeline, Source, Stage
+from diptych.search.filters import names_in
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Subset(Pipeline):
         if words:
             steps.append(Words(words))
         if c.where.strip():
+            there = [*columns, *(read_scores(c.scores).columns.schema.names if c.scores else [])]
+            for name in names_in(c.where):
+                if name not in there:
+                    raise DiptychError(f'subset.where: no column "{name}"{nearest(name, there)}')
             steps.append(Where(c.where))
         if queries and c.top:
             steps.append(Nearest(queries, c.top, c.least, c.model))
