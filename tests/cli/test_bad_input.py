@@ -229,7 +229,6 @@ def columns_of_one_name(at: Path) -> Words:
 
 @case("not a Parquet file, or is truncated")
 def damaged_parquet(at: Path) -> Words:
-    need("pyarrow")
     path = at / "table.parquet"
     path.write_bytes(b"PAR1 and then nothing")
     return ["compare", path]

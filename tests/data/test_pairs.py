@@ -164,7 +164,9 @@ def test_tables_with_one_or_several_captions(tmp_path: Path):
 
 
 def test_parquet_with_pictures_inside_and_lists(tmp_path: Path):
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
     table = pa.table({"image": [{"bytes": png(4)}, {"bytes": png(5)}], "captions": [["a", "b"], []]})
     parquet.write_table(table, tmp_path / "t.parquet")
     pairs = read_pairs(tmp_path / "t.parquet")

@@ -322,7 +322,7 @@ def test_byte_order_mark(photos: Photos) -> None:
 
 
 def test_parquet_of_paths(photos: Photos) -> None:
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     root = photos({"p": 4})
@@ -343,7 +343,7 @@ def test_parquet_of_paths(photos: Photos) -> None:
 
 
 def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     data = [encoded(scene(i)) for i in range(7)]

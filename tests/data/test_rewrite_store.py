@@ -48,8 +48,6 @@ class Turned:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_answers_are_kept_and_work_is_taken_up_again(tmp_path: Path, suffix: str):
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow")
     store = tmp_path / "deep" / f"rewrites{suffix}"
     with pytest.raises(DiptychError, match="gone"):
         rewrite(CAPTIONS, Turned(3), store, styles=STYLES)
@@ -205,7 +203,6 @@ def test_stores_of_other_makers(tmp_path: Path):
     (tmp_path / "c.csv").write_text("caption,said\na dog,one dog\n")
     with pytest.raises(DiptychError, match="needs the columns text and rewrite"):
         read_rewrites(tmp_path / "c.csv")
-    pytest.importorskip("pyarrow")
     import pyarrow as pa
     import pyarrow.parquet as parquet
 

@@ -18,7 +18,7 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 def read_dataset_folder(path: Path, columns: dict[str, str | None]) -> Records:
-    """The records of a Hugging Face dataset folder. Needs `datasets`, or `pyarrow` where it is all Parquet."""
+    """The records of a Hugging Face dataset folder. Needs `datasets`, but for Parquet."""
     return records_of(dataset_tables(path), columns, str(path))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from diptych.data.language_model import language_model, plain
 from diptych.data.read import TABLES
 from diptych.data.rewrites import STYLES, Rewriter, Rewrites, accepted, by_model, by_rules, first_line, refusal
-from diptych.errors import DiptychError, missing_extra
+from diptych.errors import DiptychError
 from diptych.files import atomic
 
 LINES, SUFFIXES = ".jsonl", (".jsonl", ".json", ".parquet")
@@ -123,8 +123,6 @@ def styles_of(n: int) -> tuple[str, ...]:
 def check_suffix(store: Path) -> None:
     if store.suffix.lower() not in SUFFIXES:
         raise DiptychError(f"a store of rewrites ends in {', '.join(SUFFIXES)}; {store.name} does not")
-    if store.suffix.lower() == ".parquet":
-        need_pyarrow()
 
 
 def read_captions(source: Path, text_columns: Sequence[str] | None = None) -> list[str]:
@@ -276,20 +274,12 @@ def write_rows(rows: Iterable[Row], store: Path) -> None:
             listed = ",\n".join(json.dumps(slim(row), ensure_ascii=False) for row in rows)
             path.write_text(f"[\n{listed}\n]\n", encoding="utf-8")
             return
-        pa = need_pyarrow()
+        import pyarrow as pa
         import pyarrow.parquet as parquet
 
         names = [field.name for field in fields(Row)]
         columns = {name: pa.array([getattr(row, name) for row in rows], pa.string()) for name in names}
         parquet.write_table(pa.table(columns), path, compression="zstd")
-
-
-def need_pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise missing_extra("pyarrow", "tables", "a store of rewrites as Parquet") from error
-    return pyarrow
 
 
 def read_rows(store: Path) -> list[Row]:

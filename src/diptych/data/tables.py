@@ -14,7 +14,7 @@ from typing import Any
 from diptych.data.pictures import BadPicture, picture_bytes
 from diptych.data.read import SPLITS, UNLABELLED
 from diptych.data.records import Record, Records
-from diptych.errors import DiptychError, missing_extra, nearest
+from diptych.errors import DiptychError, nearest
 
 # Usual names, most telling first; compared without case, spaces and underscores.
 USUAL = {
@@ -88,11 +88,9 @@ def _csv(path: Path) -> Table:
 
 
 def parquet_table(path: Path, split: str | None = None) -> Table:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise missing_extra("pyarrow", "tables", f"reading {path.name}") from error
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
     try:
         file = parquet.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.data.pictures import BadPicture
-from diptych.errors import DiptychError, missing_extra
+from diptych.errors import DiptychError
 from diptych.files import atomic
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Exported:
 
 def write_parquet(batches: Iterable["pa.RecordBatch"], path: Path) -> Exported:
     """All columns as they are, embeddings and pictures too."""
-    parquet = _arrow("pyarrow.parquet")
+    import pyarrow.parquet as parquet
+
     schema, batches = _peek(batches)
     rows = 0
     with atomic(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -59,7 +60,8 @@ def write_parquet(batches: Iterable["pa.RecordBatch"], path: Path) -> Exported:
 
 def write_csv(batches: Iterable["pa.RecordBatch"], path: Path) -> Exported:
     """Numbers and words; a list as JSON. Pictures and embeddings stay out. Formulas are defused (see `defused`)."""
-    csv = _arrow("pyarrow.csv")
+    from pyarrow import csv
+
     schema, batches = _peek(batches)
     rows = 0
     with atomic(path) as temporary, csv.CSVWriter(temporary, defused(schema.empty_table()).schema) as writer:
@@ -72,7 +74,10 @@ def write_csv(batches: Iterable["pa.RecordBatch"], path: Path) -> Exported:
 def defused(batch: "pa.RecordBatch | pa.Table") -> "pa.Table":
     """The columns that fit a cell. Texts, and names of columns, that a spreadsheet would run as a formula get a ' in
     front, as it would write them itself."""
-    pa, compute = _arrow("pyarrow"), _arrow("pyarrow.compute")
+    import pyarrow as pa
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute  # its functions are made when it is loaded
     names, columns = [], []
     for field, column in zip(batch.schema, batch.columns, strict=True):
         if _is_bytes(field.type) or _is_vector(field.type):
@@ -131,7 +136,9 @@ def write_webdataset(
 def _write_shard(
     rows: Iterator[Row], number: int, folder: Path, picture: Callable[[Row], bytes]
 ) -> tuple[list[Path], dict[str, Any]]:
-    pa, parquet = _arrow("pyarrow"), _arrow("pyarrow.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
     tar, table, stats = (folder / f"{number:05d}{ending}" for ending in (".tar", ".parquet", "_stats.json"))
     began, lines, status = time.time(), [], Counter()
     with atomic(tar) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -225,12 +232,14 @@ def _peek(batches: Iterable["pa.RecordBatch"]) -> "tuple[pa.Schema, Iterator[pa.
 
 
 def _is_bytes(kind: "pa.DataType") -> bool:
-    types = _arrow("pyarrow").types
+    from pyarrow import types
+
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
 
 
 def _is_vector(kind: "pa.DataType") -> bool:
-    types = _arrow("pyarrow").types
+    from pyarrow import types
+
     a_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return a_list and types.is_floating(kind.value_type)  # type: ignore[attr-defined]
 
@@ -241,12 +250,3 @@ def _is_floats(value: object) -> bool:
 
 def _json(value: object, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
-
-
-def _arrow(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise missing_extra("pyarrow", "tables", "writing a subset") from error

@@ -14,21 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Annotated, Any
 
+from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
 from diptych.data.pictures import BadPicture
-from diptych.errors import DiptychError, missing_extra
+from diptych.errors import DiptychError
 from diptych.search.encoder import Encoder
 from diptych.search.export import extension
 from diptych.search.index import Index
 from diptych.search.sources import picture_at
-
-try:
-    from fastapi import FastAPI, Path, Query, Request, Response
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import FileResponse, JSONResponse
-    from starlette.exceptions import HTTPException
-except ImportError as error:
-    raise missing_extra("fastapi", "serve", "the explorer") from error
-
 from diptych.search.web.batching import Batcher
 from diptych.search.web.download import TYPES, Downloads, rows_for
 from diptych.search.web.explorer import Explorer, Forgotten, version_of

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from diptych.errors import DiptychError, missing_extra
+from diptych.errors import DiptychError
 from diptych.search.encoder import Encoder
 from diptych.search.index import Index
 from diptych.search.web.guard import ANYWHERE, is_loopback
@@ -88,10 +88,7 @@ def address_of(host: str, socket: sockets.socket) -> str:
 
 def run(app: Any, socket: sockets.socket, ready: Callable[[], None]) -> None:
     """Until it is stopped; ready: called when it answers."""
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise missing_extra("uvicorn", "serve", "the explorer") from error
+    import uvicorn
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:

@@ -109,7 +109,7 @@ class Pipeline(ABC):
     @classmethod
     def requirements(cls) -> dict[str, Any]:
         """What the tables of systems show."""
-        return {"needs": cls.needs, "trains": cls.trains, "cost": "", "names_new_classes": True}
+        return {"needs": cls.needs, "trains": cls.trains, "cost": "rows, a batch at a time", "names_new_classes": True}
 
     @abstractmethod
     def stages(self, columns: Sequence[str], seed: int = 0) -> Sequence[Source | Stage]:
