@@ -213,10 +213,72 @@ def test_another_run_is_refused_and_says_what_differs(tables, tmp_path):
     with pytest.raises(DiptychError, match="seed: 0 there, 1 now"):
         curate(Recipe(), tables, tmp_path / "out", seed=1)
     table(tables / "c.parquet", 10)
-    with pytest.raises(DiptychError, match="input differ"):
+    with pytest.raises(DiptychError, match=r"input differ \(c.parquet is new\)"):
         curate(Recipe(), tables, tmp_path / "out")
     with pytest.raises(DiptychError, match="not a run"):
         curate(Recipe(), tables, tables)
+
+
+def test_a_file_changed_in_place_is_another_input_and_a_moved_one_the_same(tables, tmp_path):
+    """Of the same size; what differs is said, and how to say that nothing does."""
+    first = curate(Recipe(), tables, tmp_path / "out")
+    path = tables / "a.parquet"
+    data, before = path.read_bytes(), path.stat()
+    path.write_bytes(data.replace(b"house", b"hause"))
+    assert path.read_bytes() != data and path.stat().st_size == before.st_size
+    with pytest.raises(
+        DiptychError, match=r"a\.parquet has changed: [\d,]+ bytes of 20\d\d-.* there, .* now; .* cp -p"
+    ):
+        curate(Recipe(), tables, tmp_path / "out")
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    moved = tables.rename(tmp_path / "moved")
+    assert curate(Recipe(), moved, tmp_path / "out").rows_out == first.rows_out
+    (moved / "b.parquet").unlink()
+    with pytest.raises(DiptychError, match=r"b\.parquet is gone"):
+        curate(Recipe(), moved, tmp_path / "out")
+
+
+def test_another_text_beside_a_picture_is_another_input(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(2):
+        (folder / f"{n}.jpg").write_bytes(picture(n))
+        (folder / f"{n}.txt").write_text("a red house")
+    curate(Recipe(), folder, tmp_path / "out", stages=("short",))
+    (folder / "1.txt").write_text("a big house")
+    with pytest.raises(DiptychError, match=r"1\.txt has changed"):
+        curate(Recipe(), folder, tmp_path / "out", stages=("short",))
+
+
+class Everything(Recipe):
+    def stages(self, columns, seed=0):
+        return [Short()]
+
+
+def test_keys_stay_as_they_are_when_a_result_is_curated_again(tmp_path, monkeypatch):
+    """Through shards of another size each time, and with keys that no member of a shard can have."""
+    monkeypatch.setattr("diptych.curation.output.SHARD", 7)
+    texts = ["a red house"] * 30
+    keys = [f"deep/{n}.jpg" for n in range(15)] + [f"deep_{n}_jpg" for n in range(15)]
+    pictures = pa.array([picture(n) for n in range(30)], pa.binary())
+    columns = {"key": keys, "caption": texts, "picture": pictures}
+    parquet.write_table(pa.table(columns), tmp_path / "cc12m.parquet", row_group_size=10)
+    (tmp_path / "a").mkdir()
+    for n in range(30):
+        (tmp_path / "a" / f"{n}.jpg").write_bytes(picture(n))
+        (tmp_path / "a" / f"{n}.txt").write_text(texts[n])
+    shard(tmp_path / "b" / "cc12m.tar", 30)
+    for source in (tmp_path / "a", tmp_path / "b"):
+        known, found = None, source
+        for again in range(3):
+            monkeypatch.setattr("diptych.curation.output.SHARD", 7 + 4 * again)
+            out = tmp_path / f"{source.name}{again}"
+            curate(Everything(), found, out)
+            _, rows, aside = rows_of(out)
+            known, found = known or sorted(row["key"] for row in rows), out
+            assert sorted(row["key"] for row in rows) == known and not aside
+            assert len(set(known)) == len(known) > 10
 
 
 def test_columns_and_stages_that_are_not_there(tmp_path):
@@ -278,12 +340,15 @@ def alive(group):
     return found
 
 
-def test_the_verb(tables, tmp_path, capsys):
+def test_the_verb(tables, tmp_path, capsys, monkeypatch):
     (tmp_path / "entries.txt").write_text("cat\ndog\n")
     metadata = f"metaclip.metadata={tmp_path / 'entries.txt'}"
     words = ["curate", "metaclip", str(tables), "--set", metadata, "--set", "metaclip.t=30"]
+    monkeypatch.setenv("COLUMNS", "50")
     assert main([*words, "--dry-run"]) == 0
-    assert "A dry run: nothing was written." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "A dry run: nothing was written." in said and max(map(len, said.splitlines())) <= 50
+    assert "names only frequent entries, and was not drawn" in " ".join(said.split())
     assert main([*words, str(tmp_path / "out"), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["rows_in"] == 1400 and [line["name"] for line in said["stages"]] == ["input", "match", "balance"]

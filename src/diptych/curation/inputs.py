@@ -5,9 +5,12 @@ streamed as Arrow batches with the columns of the family's protocol; pictures th
 their places travel, until a stage or the output wants their bytes.
 """
 
+import hashlib
+import json
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -16,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from diptych.curation.csv_tables import import_csv, look_at_csv
-from diptych.data.pairs import TEXTS, digest_of
+from diptych.data.pairs import TEXTS
 from diptych.data.pictures import EXTENSIONS
 from diptych.data.shards import expand, index_of
 from diptych.data.tables import USUAL
 from diptych.errors import DiptychError, nearest
 
+State = tuple[int, int]  # bytes of a file, and when it was changed, in nanoseconds
 Kind = Literal["parquet", "csv", "arrow", "tar", "pictures", "archive"]
 ROWS = 20_000  # of a table in a piece
 PICTURES = 2_000  # of a folder in a piece
@@ -43,7 +47,7 @@ class Piece:
     number: int
     kind: Kind
     path: str
-    name: str  # begins the keys of rows that have none
+    name: str  # begins the keys of rows that have none, and of those that are unique in their file alone
     start: int = 0
     stop: int | None = None
     group: int = 0
@@ -70,7 +74,7 @@ class Input:
     pictures: Literal["", "places", "bytes"] = ""
     namings: tuple[Naming, ...] = (Naming(),)
     sharded: bool = False  # shards and folders of pictures come out as shards
-    digest: str = ""
+    files: Mapping[str, State] = field(default_factory=dict, repr=False)
 
     @property
     def columns(self) -> list[str]:
@@ -79,8 +83,8 @@ class Input:
         return [*shown, "picture"] if self.pictures == "places" and "picture" not in shown else shown
 
     @property
-    def has_csv(self) -> bool:
-        return any(piece.kind == "csv" for piece in self.pieces)
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.files).encode()).hexdigest()[:32]
 
 
 def open_input(source: str, *, text: Sequence[str] = (), image: str | None = None) -> Input:
@@ -106,9 +110,11 @@ def open_input(source: str, *, text: Sequence[str] = (), image: str | None = Non
         for piece in one.pieces
     )
     schema = together([*(one.schema for one in found), pa.schema([("source", pa.string())])], source)
+    each = zip(labels, found, strict=True)
+    files = {f"{label}={name}": state for label, one in each for name, state in one.files.items()}
     mixed = Input(
         source, pieces, schema, found[0].pictures, tuple(one.namings[0] for one in found),
-        any(one.sharded for one in found), "+".join(f"{n}:{one.digest}" for n, one in zip(labels, found, strict=True)),
+        any(one.sharded for one in found), files,
     )  # fmt: skip
     return numbered(mixed)
 
@@ -161,7 +167,7 @@ def _open(source: str, text: Sequence[str], image: str | None) -> Input:
         names = names_of(kinds["archive"])
         pieces = [Piece(0, "archive", str(path), name) for path, name in zip(kinds["archive"], names, strict=True)]
         schema = pa.schema([("key", pa.string()), ("archive", pa.string())])
-        return Input(source, tuple(pieces), schema, digest=digest_of(kinds["archive"]))
+        return Input(source, tuple(pieces), schema, files=states_of(kinds["archive"]))
     tables = [*kinds["parquet"], *kinds["csv"]]
     if not tables:
         raise DiptychError(f"{source}: give Parquet, CSV, .tar shards, WAT or WARC archives, or a folder of pictures")
@@ -196,6 +202,13 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return [name if counted[name] == 1 else f"{name}-{n:05d}" for n, name in enumerate(plain)]
 
 
+def states_of(files: Sequence[Path]) -> dict[str, State]:
+    """The state of each file, by its path below the folder that holds them all: the same where that was moved."""
+    base = os.path.commonpath([path.parent for path in files])
+    stats = ((path, path.stat()) for path in files)
+    return {os.path.relpath(path, base): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +241,7 @@ def _tables(paths: list[Path], source: str, text: Sequence[str], image: str | No
     elif any(f.name == "picture" for f in fields):
         pictures = "bytes"
     columns = pa.schema(fields)
-    return Input(source, tuple(pieces), columns, pictures, (Naming(tuple(renamed), joined),), digest=digest_of(paths))
+    return Input(source, tuple(pieces), columns, pictures, (Naming(tuple(renamed), joined),), files=states_of(paths))
 
 
 def _parquet(path: Path, name: str) -> tuple[pa.Schema, list[Piece]]:
@@ -304,14 +317,26 @@ def with_rows_of_csv(opened: Input, work: Path) -> Input:
 def _shards(paths: list[Path], source: str) -> Input:
     from diptych.curation.read import fields_of_shards, vectors_beside
 
-    names = names_of(paths)
+    names = [""] * len(paths) if are_curated(paths) else names_of(paths)
     pieces = [Piece(0, "tar", str(path), name) for path, name in zip(paths, names, strict=True)]
     many, extra = fields_of_shards(paths, PEEKED)
     text = pa.field("texts", pa.list_(pa.string())) if many else pa.field("text", pa.string())
     vectors = together([pa.schema([]), *map(pa.schema, vectors_beside(paths))], source)
     extra = [one for one in extra if one.name not in vectors.names]
     schema = pa.schema([pa.field("key", pa.string()), text, *extra, *vectors, pa.field(PLACE, PLACE_TYPE)])
-    return Input(source, tuple(pieces), schema, "places", sharded=True, digest=digest_of(paths))
+    beside = [table for path in paths if (table := path.with_suffix(".parquet")).is_file()]
+    return Input(source, tuple(pieces), schema, "places", sharded=True, files=states_of([*paths, *beside]))
+
+
+def are_curated(shards: Sequence[Path]) -> bool:
+    """Whether they are of one result of `curate`, where no key comes twice: they need no name of their shard."""
+    about = shards[0].parent / "run.json"
+    if len({path.parent for path in shards}) > 1 or not about.is_file():
+        return False
+    try:
+        return "recipe" in json.loads(about.read_text("utf-8"))
+    except ValueError:
+        return False
 
 
 def _pictures(folder: Path, source: str) -> Input:
@@ -332,8 +357,9 @@ def _pictures(folder: Path, source: str) -> Input:
         for start in range(0, len(words), PICTURES)
     ]
     schema = pa.schema([pa.field("key", pa.string()), text, pa.field(PLACE, PLACE_TYPE)])
-    digest = digest_of([folder / file for file in files])
-    return Input(source, tuple(pieces), schema, "places", sharded=True, digest=digest)
+    beside = [text for file in files if (text := (folder / file).with_suffix(".txt")).is_file()]
+    states = states_of([*(folder / file for file in files), *beside])
+    return Input(source, tuple(pieces), schema, "places", sharded=True, files=states)
 
 
 def first_rows(opened: Input, rows: int) -> Input:

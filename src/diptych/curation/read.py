@@ -15,7 +15,7 @@ from diptych.data.shards import PICTURE, Shard, index_of, read_member
 from diptych.errors import DiptychError
 
 Aside = list[tuple[str, str]]  # (key, why) of rows that cannot be used
-TEXT_FIELDS = ("caption", "captions", "key")
+TEXT_FIELDS = ("caption", "captions", "key", "given_key")
 
 
 def read(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.RecordBatch]:
@@ -143,19 +143,21 @@ def _bytes(column: pa.Array, base: Path) -> pa.Array:
 
 def _shard(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.RecordBatch]:
     shard = index_of(Path(piece.path))
-    own = piece.name.removeprefix(f"{piece.source}-") if piece.source else piece.name
+    begin = f"{piece.source}-" if piece.source else ""
+    own = piece.name.removeprefix(begin)
     whole = piece.stop is None
     if whole:
-        aside += [(f"{piece.name}/{one.id}", one.reason.partition(" (")[0]) for one in shard.aside]
+        aside += [(f"{piece.name or shard.path.stem}/{one.id}", one.reason.partition(" (")[0]) for one in shard.aside]
     fields = [f.name for f in opened.schema if f.name not in ("key", "text", "texts", "source", PLACE)]
     beside = Beside(Path(piece.path), opened.schema)
     rows: list[dict[str, Any]] = []
     members: list[str] = []
     for n in range(len(shard) if whole else min(piece.stop or 0, len(shard))):
         word = str(shard.keys[n]).replace("/", "-")
-        key = word if word.startswith(own) and not piece.source else f"{piece.name}-{word.removeprefix(f'{own}-')}"
+        key = begin + (word if word.startswith(own) else f"{own}-{word}")
         try:
             pair = shard.pair(n)
+            key = begin + str(pair.extra.get("given_key", word)) if not own else key
         except BadPair as error:
             aside.append((key, str(error).rpartition(": ")[2]))
             continue
