@@ -36,6 +36,11 @@ KNOWN = (  # columns of the protocol: found whatever their case, as in LAION's U
     "key", "text", "texts", "url", "page_url", "width", "height", "language", "similarity", "embedding", "punsafe",
     "pwatermark", "aesthetic", "weight",
 )  # fmt: skip
+PATHS_CALLED = (
+    "image", "img", "picture", "photo", "imagepath", "imagefile", "imagefilename", "filepath", "filename", "file",
+    "path", "imagename",
+)  # fmt: skip
+PICTURES_CALLED = ("picture", *USUAL["image"].split())
 PLACE = "_picture"  # where the bytes of a row's picture lie; never shown to a stage
 PLACE_TYPE = pa.struct([("file", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 
@@ -237,7 +242,7 @@ def _tables(paths: list[Path], source: str, text: Sequence[str], image: str | No
         pictures = "places"
         theirs = next(name for name, ours in renamed if ours == PLACE)
         fields = [f for f in fields if f.name != PLACE]
-        fields += [pa.field(theirs, pa.string()), pa.field(PLACE, PLACE_TYPE)]
+        fields += [pa.field(path_column(theirs), pa.string()), pa.field(PLACE, PLACE_TYPE)]
     elif any(f.name == "picture" for f in fields):
         pictures = "bytes"
     columns = pa.schema(fields)
@@ -274,20 +279,32 @@ def names_for(
     if len(texts) == 1:
         listed = pa.types.is_list(schema.field(texts[0]).type) or pa.types.is_large_list(schema.field(texts[0]).type)
         renamed.append((texts[0], "texts" if listed else "text"))
-    usual = [image] if image else [plain[n] for n in ("picture", *USUAL["image"].split()) if n in plain]
-    for name in usual:
+    bare = {plainest(name): name for name in reversed(schema.names)}
+    for name in [image] if image else [bare[word] for word in PICTURES_CALLED if word in bare]:
         kind = schema.field(name).type
         if is_inside(kind):
             renamed.append((name, "picture"))
             break
-        if image or (pa.types.is_string(kind) and name.lower() in ("image", "img", "picture", "photo", "imagepath")):
+        known = (
+            PATHS_CALLED[:5] if "url" in plain else PATHS_CALLED
+        )  # beside addresses, names of files are no files yet
+        if image or (pa.types.is_string(kind) and plainest(name) in known):
             renamed.append((name, PLACE))
             break
-    taken = {ours for _, ours in renamed}
-    lost = [n for n in schema.names if n in taken and (n, n) not in renamed and n not in [t for t, _ in renamed]]
+    taken = {path_column(name) if ours == PLACE else ours for name, ours in renamed}
+    lost = [n for n in schema.names if n in taken and n not in [t for t, _ in renamed]]
     if lost:
         raise DiptychError(f'{where} has a column "{lost[0]}" beside the one to be called so; rename one of them')
     return renamed, tuple(texts) if len(texts) > 1 else ()
+
+
+def plainest(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def path_column(name: str) -> str:
+    """What a column of paths is called in the result: as before where every reader knows it so."""
+    return name if plainest(name) in PATHS_CALLED else "image"
 
 
 def is_inside(kind: pa.DataType) -> bool:

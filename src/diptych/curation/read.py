@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from diptych.curation.inputs import PLACE, PLACE_TYPE, Input, Piece
+from diptych.curation.inputs import PLACE, PLACE_TYPE, Input, Piece, path_column
 from diptych.data.pairs import MAX_TEXT, BadPair, cell_texts, need_texts, read_text
 from diptych.data.pictures import EXTENSIONS, BadPicture
 from diptych.data.shards import PICTURE, Shard, index_of, read_member
@@ -67,7 +67,7 @@ def _table(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.
         for name in batch.schema.names:
             ours, column = given.get(name, name), batch.column(name)
             if ours == PLACE:
-                columns[name], columns[PLACE] = _places(column, base)
+                columns[path_column(name)], columns[PLACE] = _places(column, base)
             elif ours == "picture":
                 columns[ours] = _bytes(column, base)
             elif name not in joined:
@@ -122,20 +122,25 @@ def _keys(given: Any, piece: Piece, row: int, rows: int) -> pa.Array:
 
 def _places(column: pa.Array, base: Path) -> tuple[pa.Array, pa.Array]:
     """(paths as absolute words, their places). What is not named like a picture has no place: a table of strangers must
-    not carry off other files."""
-    words = [None if word is None else str(base / Path(word)) for word in column.to_pylist()]
-    places = [
-        {"file": word, "offset": 0, "size": -1} if word and Path(word).suffix.lower() in EXTENSIONS else None
-        for word in words
-    ]
+    not carry off other files; nor has an address."""
+    words, places = [], []
+    for word in column.to_pylist():
+        is_path = bool(word) and Path(word).suffix.lower() in EXTENSIONS and "://" not in word
+        words.append(str(base / Path(word).expanduser()) if is_path else word)
+        places.append({"file": words[-1], "offset": 0, "size": -1} if is_path else None)
     return pa.array(words, pa.string()), pa.array(places, PLACE_TYPE)
 
 
 def _bytes(column: pa.Array, base: Path) -> pa.Array:
-    """Bytes of pictures, or {"bytes", "path"} as `datasets` keeps them."""
+    """Bytes of pictures, or {"bytes", "path"} as `datasets` keeps them, of which one is there."""
     if not pa.types.is_struct(column.type):
         return column.cast(pa.binary())
-    return column.field("bytes").cast(pa.binary())
+    inside = column.field("bytes").cast(pa.binary())
+    if not inside.null_count or column.type.get_field_index("path") < 0:
+        return inside
+    _, places = _places(column.field("path").filter(inside.is_null()), base)
+    read = iter(bytes_at(places))
+    return pa.array([data if data is not None else next(read) for data in inside.to_pylist()], pa.binary())
 
 
 # -- shards, folders, archives -----------------------------------------------------------------------------------------
