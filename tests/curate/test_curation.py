@@ -180,6 +180,20 @@ def test_two_processes_and_one(tables, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_a_result_that_is_not_finished_is_no_data_to_train_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("diptych.curation.output.SHARD", 20)
+    shard(tmp_path / "in" / "00000.tar", 200)
+    out, after = tmp_path / "out", 1
+    while not (out / "00001.tar").exists():
+        assert killed(lambda progress: curate(Everything(), tmp_path / "in", out, progress=progress), after)
+        after += 1
+    for read_it in (read_pairs, open_input):
+        with pytest.raises(DiptychError, match="not finished"):
+            read_it(str(out))
+    done = curate(Everything(), tmp_path / "in", out)
+    assert len(read_pairs(out)) == done.rows_out
+
+
 def test_what_a_finished_piece_left_is_not_done_again(tables, tmp_path, monkeypatch):
     assert killed(lambda progress: curate(Recipe(), tables, tmp_path / "out", progress=progress), 4)
     again = []

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from diptych.curation.csv_tables import import_csv, look_at_csv
-from diptych.data.pairs import TEXTS
+from diptych.data.pairs import TEXTS, need_finished
 from diptych.data.pictures import EXTENSIONS
 from diptych.data.shards import expand, index_of
 from diptych.data.tables import USUAL
@@ -162,6 +162,8 @@ def _open(source: str, text: Sequence[str], image: str | None) -> Input:
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise DiptychError(f"{missing[0]}: no such file or folder")
+    for path in paths:
+        need_finished(path)
     files = [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]
     kinds = {kind: [file for file in files if kind_of(file) == kind] for kind in ("tar", "archive", "parquet", "csv")}
     if kinds["tar"]:

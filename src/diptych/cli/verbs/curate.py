@@ -27,6 +27,7 @@ CONTINUES = True
 EXAMPLES = """
 diptych curate
 diptych curate metaclip captions.parquet balanced --set metaclip.metadata=entries.txt --workers 2
+diptych curate metaclip captions.csv balanced --set metaclip.wordnet=/usr/share/wordnet --set metaclip.wiki=wiki.xml.bz2
 diptych curate metaclip "shards/{00000..00099}.tar" balanced --dry-run --rows 10000
 diptych curate laion ./archives candidates --stages links,language
 diptych curate mixing web=./web,books=./books mixed --engine ray
