@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from curate_world import Half, Recipe, Seen, Short, captions, contents, killed, picture, shard, table
+from curate_world import Bright, Half, Recipe, Seen, Short, captions, contents, killed, picture, shard, table
 
 from diptych.cli.main import main
 from diptych.curation import inputs
 from diptych.curation.inputs import open_input
+from diptych.curation.piece import Segment, shown
 from diptych.curation.read import read
 from diptych.curation.run import curate
 from diptych.data.pairs import read_pairs
@@ -91,6 +92,28 @@ def test_sources_have_names_and_keys_do_not_meet(tmp_path):
     gone = parquet.read_table(tmp_path / "out" / "removed.parquet").column("key").to_pylist()
     assert sorted([row["key"] for row in left] + gone) == ["books-y-000000000", "web-x-0", "web-x-1", "web-x-2"]
     assert done.rows_in == 4 and {row["source"] for row in left} <= {"web", "books"}
+
+
+def test_paths_of_pictures_are_one_column_whatever_they_were_called(tmp_path):
+    """A stage that wants the picture gets its bytes; an address, or what is no picture, stays as it is."""
+    for name, column in (("a", "picture"), ("b", "File_Name")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(picture(9))
+        cells = ["1.jpg", "http://a.example/1.jpg", "/etc/passwd"]
+        rows = pa.table({column: cells, "caption": [f"a red {name}{n}" for n in range(3)]})
+        parquet.write_table(rows, tmp_path / name / "t.parquet")
+    sources = ",".join(f"{name}={tmp_path / name / 't.parquet'}" for name in "ab")
+    curate(Everything(), sources, tmp_path / "out")
+    pairs = read_pairs(tmp_path / "out")
+    assert [row["image"] for row in parquet.read_table(tmp_path / "out" / "00000.parquet").to_pylist()] == [
+        str(tmp_path / "a" / "1.jpg"), "http://a.example/1.jpg", "/etc/passwd",
+        str(tmp_path / "b" / "1.jpg"), "http://a.example/1.jpg", "/etc/passwd",
+    ]  # fmt: skip
+    assert [pairs[n].picture().size for n in (0, 3)] == [(16, 16)] * 2
+    opened = open_input(str(tmp_path / "a" / "t.parquet"))
+    segment = Segment(0, tmp_path, opened, None, (), None, True)
+    (batch,) = read(opened.pieces[0], opened, 9, [])
+    assert shown(batch, segment, Bright()).column("picture").to_pylist() == [picture(9), None, None]
 
 
 @pytest.mark.parametrize("source", ["nothing", "http://a.example/x", "a=x,y", "empty"])

@@ -184,7 +184,7 @@ def test_the_command_makes_the_list_keeps_it_and_takes_it_again(tmp_path, monkey
     assert main([*words, *made]) == 0
     (tmp_path / "wiki.xml").write_text(dump(["thing1 thing1"]))
     assert main([*words, *made]) == 2
-    assert "files differ" in capsys.readouterr().err
+    assert "files differ (what wiki names has changed)" in capsys.readouterr().err
 
 
 def test_it_says_what_can_be_given(tmp_path):

@@ -41,6 +41,7 @@ PATHS_CALLED = (
     "path", "imagename",
 )  # fmt: skip
 PICTURES_CALLED = ("picture", *USUAL["image"].split())
+PATH = "image"  # the column of paths of pictures, whatever it was called
 PLACE = "_picture"  # where the bytes of a row's picture lie; never shown to a stage
 PLACE_TYPE = pa.struct([("file", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 
@@ -242,9 +243,8 @@ def _tables(paths: list[Path], source: str, text: Sequence[str], image: str | No
     pictures = ""
     if any(ours == PLACE for _, ours in renamed):
         pictures = "places"
-        theirs = next(name for name, ours in renamed if ours == PLACE)
         fields = [f for f in fields if f.name != PLACE]
-        fields += [pa.field(path_column(theirs), pa.string()), pa.field(PLACE, PLACE_TYPE)]
+        fields += [pa.field(PATH, pa.string()), pa.field(PLACE, PLACE_TYPE)]
     elif any(f.name == "picture" for f in fields):
         pictures = "bytes"
     columns = pa.schema(fields)
@@ -293,7 +293,7 @@ def names_for(
         if image or (pa.types.is_string(kind) and plainest(name) in known):
             renamed.append((name, PLACE))
             break
-    taken = {path_column(name) if ours == PLACE else ours for name, ours in renamed}
+    taken = {PATH if ours == PLACE else ours for name, ours in renamed}
     lost = [n for n in schema.names if n in taken and n not in [t for t, _ in renamed]]
     if lost:
         raise DiptychError(f'{where} has a column "{lost[0]}" beside the one to be called so; rename one of them')
@@ -302,11 +302,6 @@ def names_for(
 
 def plainest(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
-
-
-def path_column(name: str) -> str:
-    """What a column of paths is called in the result: as before where every reader knows it so."""
-    return name if plainest(name) in PATHS_CALLED else "image"
 
 
 def is_inside(kind: pa.DataType) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from diptych.curation.inputs import PLACE, PLACE_TYPE, Input, Piece, path_column
+from diptych.curation.inputs import PATH, PLACE, PLACE_TYPE, Input, Piece
 from diptych.data.pairs import MAX_TEXT, BadPair, cell_texts, need_texts, read_text
 from diptych.data.pictures import EXTENSIONS, BadPicture
 from diptych.data.shards import PICTURE, Shard, index_of, read_member
@@ -67,7 +67,7 @@ def _table(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.
         for name in batch.schema.names:
             ours, column = given.get(name, name), batch.column(name)
             if ours == PLACE:
-                columns[path_column(name)], columns[PLACE] = _places(column, base)
+                columns[PATH], columns[PLACE] = _places(column, base)
             elif ours == "picture":
                 columns[ours] = _bytes(column, base)
             elif name not in joined:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -219,11 +220,12 @@ def files_of(settings: Mapping[str, Any]) -> dict[str, str]:
     wants to read at every start, sizes and times of change; of others the SHA-256."""
     found = {}
     for name, value in settings.items():
-        path = Path(value).expanduser() if isinstance(value, str) and value else None
-        if path is not None and path.is_file() and path.stat().st_size <= HASHED:
+        word = os.path.expanduser(value) if isinstance(value, str) else ""
+        path = Path(word)
+        if os.path.isfile(word) and path.stat().st_size <= HASHED:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif path is not None and (path.is_file() or path.is_dir()):
-            files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+        elif word and os.path.exists(word):
+            files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
             found[name] = hashlib.sha256(json.dumps(states_of(files) if files else {}).encode()).hexdigest()
     return found
 
@@ -239,7 +241,12 @@ def open_out(folder: Path, identity: dict[str, Any], files: Mapping[str, State])
         if differs := [name for name in identity if found.get(name) != identity[name]]:
             first = differs[0]
             there, now = (json.dumps(which.get(first), ensure_ascii=False)[:80] for which in (found, identity))
-            what = f"{first}: {there} there, {now} now" if first != "input" else changes(found.get("inputs", {}), files)
+            what = f"{first}: {there} there, {now} now"
+            if first == "input":
+                what = changes(found.get("inputs", {}), files)
+            elif first == "files":
+                names = [name for name, state in identity["files"].items() if found[first].get(name) != state]
+                what = f"what {', '.join(names)} names has changed"
             raise DiptychError(
                 f"{folder} holds another run: {', '.join(differs)} differ ({what}); "
                 "choose another OUT, or ask for the same again to go on with it"
