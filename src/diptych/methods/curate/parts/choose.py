@@ -130,8 +130,7 @@ class Nearest(Near):
     def count(self, batch: pa.RecordBatch, place: Place) -> Counts:
         cosines = self.cosines(batch).T  # [Q, N]
         where = np.broadcast_to(place.row + np.arange(cosines.shape[1]), cosines.shape)
-        cosines = cosines.astype(np.float32).round(5)  # equal ones are equal in batches of any size
-        return self.first(cosines, np.full(cosines.shape, place.piece), where)
+        return self.first(cosines.astype(np.float32), np.full(cosines.shape, place.piece), where)
 
     def merge(self, counts: Sequence[Counts]) -> Counts:
         return self.first(*(np.concatenate([one[part] for one in counts], 1) for part in ("cosine", "piece", "row")))
