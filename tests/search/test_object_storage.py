@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 from fakes import COLOURS, colour_clip, colour_folder
 from PIL import Image
-from search_writers import writers
 from web_world import served
 
 from diptych.errors import DiptychError
@@ -68,8 +66,7 @@ def test_indexed_updated_searched_and_served(server, encoder, tmp_path):
     assert (outcome.new, outcome.gone, outcome.same) == (1, 1, 19)
     hits = run.search(db, "blue", where="width > 20")
     assert [hit.id for hit in hits] == ["red/new.png"]
-    assert run.search(db, "blue", words="green 3", k=3)[0].row["label"] in ("green", "blue")
-    assert "green/3.png" in [hit.id for hit in run.search(db, "blue", words="green 3", k=3)]
+    assert "yellow" in {hit.row["label"] for hit in run.search(db, "blue", words="yellow", k=4)}
     with pytest.raises(DiptychError, match='by the model "colours"'):
         Index.open(db).check(Model("other", "b" * 32))
     with served(tmp_path, Index.open(db), encoder) as address, httpx.Client(base_url=address) as client:
@@ -82,38 +79,55 @@ def test_indexed_updated_searched_and_served(server, encoder, tmp_path):
         assert client.post("/api/search", json={"text": "blue"}).json()["matching"] == 24, "it sees what was added"
 
 
-def test_two_writers_lose_nothing(server, tmp_path):
-    photos, scans = (colour_folder(tmp_path / name, 2, noise) for name, noise in (("photos", 90), ("scans", 80)))
-    with writers() as two:
-        two.start("s3://pictures/two.lance", [photos, scans])
-        assert [done["new"] for done in two.done()] == [8, 8]
-    rows = Index.open("s3://pictures/two.lance").select(None, ["id", "path"]).to_pylist()
-    assert len(rows) == len({row["id"] for row in rows}) == len({row["path"] for row in rows}) == 16
-
-
 WRITER = """
 import sys
 import numpy as np
 from diptych.search.index import Index
-index, rng = Index.open(sys.argv[1]), np.random.default_rng(1)
-for batch in range(10_000):
-    index.add([{"id": f"{batch}/{i}", "text": "x" * 2000} for i in range(50)], rng.standard_normal((50, 8)))
+index, rng, refused = Index.open(sys.argv[1]), np.random.default_rng(1), 0
+print("ready", flush=True)
+sys.stdin.readline()
+for batch in range(int(sys.argv[3])):
+    rows = [{"id": f"{batch}/{i}", "source": sys.argv[2], "text": "x" * 2000} for i in range(50)]
+    refused += len(index.add(rows, rng.standard_normal((50, 8))))
     print(batch, flush=True)
+print(refused)
 """
+
+
+def writer(uri: str, source: str, batches: int) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(Path(run.__file__).parents[2]), *sys.path])
+    words = [sys.executable, "-c", WRITER, uri, source, str(batches)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(words, text=True, env=os.environ | {"PYTHONPATH": path}, **pipes)  # type: ignore[call-overload]
+
+
+def test_two_writers_of_the_same_ids_lose_nothing(server):
+    made = Index.create("s3://pictures/two.lance", Model("fake", "a" * 32), 8)
+    both = [writer(made.uri, source, 4) for source in "ab"]
+    for one in both:
+        one.stdout.readline()
+    for one in both:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    refused = [int(one.communicate()[0].split()[-1]) for one in both]
+    rows = made.select(None, ["id", "source"]).to_pylist()
+    assert len(rows) == len({row["id"] for row in rows}) == 200
+    for source, count in zip("ab", refused, strict=True):
+        assert [row["source"] for row in rows].count(source) == 200 - count
 
 
 def test_kill_9_during_an_add_leaves_whole_batches(server):
     made = Index.create("s3://pictures/killed.lance", Model("fake", "a" * 32), 8)
-    path = os.pathsep.join([str(Path(run.__file__).parents[2]), *sys.path])
-    words = [sys.executable, "-c", textwrap.dedent(WRITER), made.uri]
-    writer = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert writer.stdout
-    for _ in range(3):
-        writer.stdout.readline()
+    one = writer(made.uri, "a", 10_000)
+    assert one.stdin and one.stdout
+    one.stdin.write("go\n")
+    one.stdin.flush()
+    for _ in range(4):
+        one.stdout.readline()
     time.sleep(0.02)  # somewhere within the next
-    os.kill(writer.pid, signal.SIGKILL)
-    finished = 3 + len(writer.stdout.read().split())
-    writer.wait()
+    os.kill(one.pid, signal.SIGKILL)
+    finished = 3 + len(one.stdout.read().split())
+    one.wait()
     index = Index.open(made.uri)
     ids = set(index.select(None, ["id"])["id"].to_pylist())
     assert {f"{batch}/{i}" for batch in range(finished) for i in range(50)} <= ids and len(ids) % 50 == 0
@@ -135,8 +149,6 @@ def said(uri: str) -> str:
 
 def test_no_such_bucket(server):
     assert said("s3://none/x.lance").endswith("The specified bucket does not exist (NoSuchBucket)")
-    with pytest.raises(DiptychError, match="NoSuchBucket"):
-        Index.create("s3://none/x.lance", Model("fake", "a" * 32), 8)
 
 
 def test_wrong_credentials(server):

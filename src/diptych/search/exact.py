@@ -126,6 +126,14 @@ def first(scores: np.ndarray, k: int) -> np.ndarray:
     return some[np.lexsort((some, -scores[some]))]
 
 
+def vectors_of(batch: Any) -> np.ndarray:
+    """[N, D] of an Arrow batch or table."""
+    column = batch["vector"]
+    if hasattr(column, "combine_chunks"):
+        column = column.combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
 def unit(query: np.ndarray, dim: int) -> np.ndarray:
     query = np.asarray(query, np.float32)
     length = float(np.linalg.norm(query))

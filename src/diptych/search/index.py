@@ -22,7 +22,7 @@ import numpy as np
 
 from diptych.errors import DiptychError, nearest
 from diptych.search.columns import KINDS, MOST, STANDARD, arrow_type, cell_of, compute, wider
-from diptych.search.exact import Exact, fused, unit
+from diptych.search.exact import Exact, fused, unit, vectors_of
 from diptych.search.filters import Filter, literal, parse
 from diptych.search.found import Hit, Info, Measured, Model
 from diptych.search.measure import keep_measured, last_measured, measure
@@ -36,7 +36,7 @@ from diptych.search.storage import (
     plainly,
     tables_of,
     written,
-)
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +47,7 @@ OWN = "target.source = source.source OR (target.source IS NULL AND source.source
 TABLE = "pictures"
 EXACT_BYTES = 3 << 30  # of vectors; 2 million rows of 384 numbers
 GRAPH_BYTES = 64 << 30  # of vectors, of which a graph has a quarter and its links in memory
+DEPTH = 8  # times k rows are in the lists that are probed, at least
 GRAPH_ROWS = 2_000_000  # of one graph, all of which a query enters
 REFINE = {"hnsw": 5, "ivf_pq": 50}  # times k rows are re-ranked
 PIECES = 20  # of the table on disk, beyond which they are joined
@@ -336,7 +337,8 @@ class Index:
             lists = -(-len(self) // GRAPH_ROWS) + 1  # tidied at another size
             search = search.nprobes(lists).ef(max(effort, REFINE[kind] * k)).refine_factor(REFINE[kind])
         elif kind == "ivf_pq":
-            search = search.nprobes(effort).refine_factor(REFINE[kind])
+            lists = effort + int(DEPTH * k / max(1, len(self)) ** 0.5)  # a list has about the root of all rows
+            search = search.nprobes(lists).maximum_nprobes(0).refine_factor(REFINE[kind])  # 0: until there are k
         if where is not None:
             search = search.where(where.sql(), prefilter=True)
         rows = self.read(search.limit(k)).to_pylist()
@@ -445,11 +447,3 @@ class Index:
     def note(self, found: Measured) -> None:
         self.how = found.kind, found.effort
         keep_measured(self.database, found)
-
-
-def vectors_of(batch: Any) -> np.ndarray:
-    """[N, D] of an Arrow batch or table."""
-    column = batch["vector"]
-    if hasattr(column, "combine_chunks"):
-        column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
