@@ -17,7 +17,9 @@ T = TypeVar("T")
 PATIENCE = 10.0  # seconds for object storage to answer for the first time; its client by itself waits for many minutes
 SETTLED = 100_000_000  # nanoseconds after which a file's time of change is taken to be its last
 TURNS = 12  # tries beside other writers, some tenths of a second apart
-CONFLICT = re.compile(r"commit conflict|concurrent writers|WriteContention|already exists|was not found", re.IGNORECASE)
+CONFLICT = re.compile(
+    r"commit conflict|concurrent writers|WriteContention|already exists|Table '.*' was not found", re.IGNORECASE
+)
 ANSWERED = re.compile(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", re.DOTALL)  # of S3
 ADDRESS = re.compile(r"uri: Some\((\w+://[^/)]*)")
 CAUSES = (

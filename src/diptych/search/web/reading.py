@@ -131,7 +131,7 @@ class Reading:
         return Slice(self.rows.take(places), self.exact.matrix[places], scores)
 
     def by_lance(self, query: NDArray[np.float32], where: Filter | None, start: int, stop: int) -> Slice:
-        """A deeper search ranks otherwise than the one before it: what that did not find comes after, and nothing twice."""
+        """A deeper search ranks otherwise: what the one before it did not find comes after, and nothing twice."""
         key = (query.tobytes(), where and where.where)
         found: list[tuple[str, float]] = self.rankings.get(key, [])
         if len(found) < stop:
