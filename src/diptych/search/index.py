@@ -1,42 +1,56 @@
 """An `Index`: pictures by their embeddings, in a LanceDB folder, with what is known of each; it is found and updated.
 
 A row is written whole or not at all: each `add` and `remove` is one commit, so a killed writer loses the batch that it
-was at and nothing else, and readers in other processes see whole batches. Up to `EXACT_BYTES` of vectors a search is
+was at and nothing else, and readers in other processes see whole batches. Several may write at once, to a folder and to
+object storage: ids are a primary key, of which Lance commits none twice. Up to `EXACT_BYTES` of vectors a search is
 exact, in memory; up to `GRAPH_BYTES` it goes through Lance's HNSW graph, above that through its inverted lists, both
 re-ranked by exact cosines and spending what reaches `RECALL` on a sample of the index's own rows; `info` says what was
 measured.
 """
 
+import contextlib
 import json
-import os
 import threading
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diptych.errors import DiptychError, nearest
-from diptych.search.columns import KINDS, MOST, STANDARD, arrow_type, cell_of, compute, connect, tables_of, wider
-from diptych.search.exact import Exact, fused
+from diptych.search.columns import KINDS, MOST, STANDARD, arrow_type, cell_of, compute, wider
+from diptych.search.exact import Exact, fused, unit, vectors_of
 from diptych.search.filters import Filter, literal, parse
 from diptych.search.found import Hit, Info, Measured, Model
-from diptych.search.measure import measure
+from diptych.search.measure import keep_measured, last_measured, measure
+from diptych.search.storage import (
+    Busy,
+    Exists,
+    StorageError,
+    connect,
+    in_turn,
+    open_table,
+    plainly,
+    tables_of,
+    written,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
-TABLE, MEASURED = "pictures", "measured"
+KEY = {"lance-schema:unenforced-primary-key": "true"}  # so Lance finds writers at odds about an id
+OWN = "target.source = source.source OR (target.source IS NULL AND source.source IS NULL)"
+TABLE = "pictures"
 EXACT_BYTES = 3 << 30  # of vectors; 2 million rows of 384 numbers
 GRAPH_BYTES = 64 << 30  # of vectors, of which a graph has a quarter and its links in memory
+DEPTH = 8  # times k rows are in the lists that are probed, at least
 GRAPH_ROWS = 2_000_000  # of one graph, all of which a query enters
 REFINE = {"hnsw": 5, "ivf_pq": 50}  # times k rows are re-ranked
 PIECES = 20  # of the table on disk, beyond which they are joined
-SETTLED = 100_000_000  # nanoseconds after which a file's time of change is taken to be its last
 DEEP = 100  # of each ranking, at least, when vectors and full text are combined
 
 
@@ -62,17 +76,23 @@ class Index:
 
     @classmethod
     def create(cls, uri: str | Path, model: Model, dim: int) -> "Index":
-        """A new, empty one; uri: a folder, or object storage such as s3://bucket/my.lance. Raises DiptychError where
-        there already is one."""
+        """A new, empty one; uri: a folder, or object storage such as s3://bucket/my.lance. Raises Exists where there
+        already is one."""
         import pyarrow as pa
 
         database = connect(uri, make=True)
         if TABLE in tables_of(database):
-            raise DiptychError(f"{uri} already holds an index")
+            raise Exists(f"{uri} already holds an index")
         about = {"format": FORMAT, "dim": dim, "model": asdict(model)}
         fields = [pa.field(name, arrow_type(kind)) for name, kind in STANDARD.items()]
+        fields[0] = pa.field("id", pa.string(), nullable=False, metadata=KEY)
         schema = pa.schema([*fields, pa.field("vector", pa.list_(pa.float32(), dim))], {"diptych": json.dumps(about)})
-        return cls(database, database.create_table(TABLE, schema=schema), str(uri))
+        try:
+            with plainly(uri):
+                table = database.create_table(TABLE, schema=schema)
+        except Busy as error:  # another process, since we looked
+            raise Exists(f"{uri} already holds an index") from error
+        return cls(database, table, str(uri))
 
     @classmethod
     def open(cls, uri: str | Path) -> "Index":
@@ -87,9 +107,9 @@ class Index:
         if TABLE not in tables_of(database):
             raise DiptychError(f"{uri} holds no index; `diptych index PICTURES --db {uri}` makes one")
         try:
-            table = database.open_table(TABLE)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DiptychError(f"the index at {uri} is damaged: {str(error).splitlines()[0][:300]}") from error
+            table = in_turn(partial(open_table, database, TABLE))  # another process may be making it
+        except StorageError as error:
+            raise DiptychError(f"{error}; it is damaged, or out of reach") from error
         return cls(database, table, str(uri))
 
     @classmethod
@@ -103,8 +123,13 @@ class Index:
 
     def latest(self) -> Any:
         """The table as it is now, whoever wrote to it."""
-        self.table.checkout_latest()
+        with plainly(self.uri):
+            self.table.checkout_latest()
         return self.table
+
+    def read(self, query: Any) -> "pa.Table":
+        with plainly(self.uri):
+            return query.to_arrow()
 
     @property
     def columns(self) -> dict[str, str]:
@@ -152,7 +177,7 @@ class Index:
         query = self.latest().search().select(chosen)
         if where is not None:
             query = query.where(where.sql())
-        return query.limit(None).to_arrow().select(chosen)
+        return self.read(query.limit(None)).select(chosen)
 
     def fetch(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -160,19 +185,21 @@ class Index:
         for start in range(0, len(ids), 500):
             some = ", ".join(literal(one) for one in ids[start : start + 500])
             query = table.search().where(f"`id` IN ({some})").select(columns).limit(None)
-            found |= {row["id"]: row for row in query.to_arrow().to_pylist()}
+            found |= {row["id"]: row for row in self.read(query).to_pylist()}
         return [found[one] for one in ids if one in found]
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def add(self, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
-        """Rows with their vectors [N, D], in one commit; a row whose id is there takes the other's place.
+    def add(self, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> set[str]:
+        """Rows with their vectors [N, D], in one commit; a row whose id is there takes the other's place where both are
+        of one source. -> the ids that rows of other sources have: those were not added.
 
         Columns that are not there yet are made. Vectors are brought to length 1. Raises DiptychError for a row without
-        an id, an id twice, a vector without direction, and a cell that does not fit its column.
+        an id, an id twice, a vector without direction, and a cell that does not fit its column; Busy where other
+        writers leave it no turn.
         """
         if not rows:
-            return
+            return set()
         ids = [row.get("id") for row in rows]
         if not all(isinstance(one, str) and one for one in ids) or len(set(ids)) < len(ids):
             raise DiptychError("rows to index need an id each, a text, and no id twice")
@@ -184,12 +211,23 @@ class Index:
             bad = int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])
             raise DiptychError(f"the vector of {ids[bad]} has no direction")
         with self.lock:
-            self.widen(rows)
-            table = self.arrow(rows, vectors / norms)
-            merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(table)
+            done = in_turn(lambda: self.merge(rows, vectors / norms))
             if self.exact is not None:
                 self.refresh()
+        if done.num_inserted_rows + done.num_updated_rows == len(rows):
+            return set()
+        sources = {row["id"]: row.get("source") for row in rows}
+        there = self.fetch([*sources], ["id", "source"])
+        return {row["id"] for row in there if row["source"] != sources[row["id"]]}
+
+    def merge(self, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> Any:
+        """-> Lance's counts."""
+        self.latest()
+        self.widen(rows)
+        table = self.arrow(rows, vectors)
+        with plainly(self.uri):
+            merge = self.table.merge_insert("id").when_matched_update_all(where=OWN).when_not_matched_insert_all()
+            return merge.execute(table)
 
     def remove(self, ids: Collection[str]) -> None:
         """In commits of a thousand; unknown ids are passed over."""
@@ -197,9 +235,13 @@ class Index:
         with self.lock:
             for start in range(0, len(gone), 1000):
                 some = ", ".join(literal(one) for one in gone[start : start + 1000])
-                self.table.delete(f"`id` IN ({some})")
+                in_turn(partial(self.delete, f"`id` IN ({some})"))
             if self.exact is not None:
                 self.refresh()
+
+    def delete(self, condition: str) -> None:
+        with plainly(self.uri):
+            self.table.delete(condition)
 
     def widen(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Make the columns that the rows have and the table has not."""
@@ -213,7 +255,8 @@ class Index:
         if len(known) + len(fresh) > MOST:
             raise DiptychError(f"{len(known) + len(fresh)} columns: an index has at most {MOST}")
         if fresh:
-            self.table.add_columns([pa.field(name, arrow_type(kind)) for name, kind in fresh.items()])
+            with plainly(self.uri):
+                self.table.add_columns([pa.field(name, arrow_type(kind)) for name, kind in fresh.items()])
             self.exact = None
 
     def arrow(self, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> "pa.Table":
@@ -277,7 +320,7 @@ class Index:
         query = self.latest().search(text, query_type="fts").select(["id", "_score"])
         if where is not None:
             query = query.where(where.sql(), prefilter=True)
-        return query.limit(k).to_arrow()["id"].to_pylist()
+        return self.read(query.limit(k))["id"].to_pylist()
 
     def by_lance(
         self, query: np.ndarray, k: int, where: Filter | None, how: tuple[str, int] | None = None
@@ -294,10 +337,11 @@ class Index:
             lists = -(-len(self) // GRAPH_ROWS) + 1  # tidied at another size
             search = search.nprobes(lists).ef(max(effort, REFINE[kind] * k)).refine_factor(REFINE[kind])
         elif kind == "ivf_pq":
-            search = search.nprobes(effort).refine_factor(REFINE[kind])
+            lists = effort + int(DEPTH * k / max(1, len(self)) ** 0.5)  # a list has about the root of all rows
+            search = search.nprobes(lists).maximum_nprobes(0).refine_factor(REFINE[kind])  # 0: until there are k
         if where is not None:
             search = search.where(where.sql(), prefilter=True)
-        rows = search.limit(k).to_arrow().to_pylist()
+        rows = self.read(search.limit(k)).to_pylist()
         return [Hit(row["id"], 1 - float(row.pop("_distance")), row) for row in rows]
 
     @property
@@ -314,7 +358,7 @@ class Index:
 
     def refresh(self) -> Exact:
         """The rows in memory, as they are on disk now: what others wrote is read, and no more than that."""
-        state, exact = self.state(), self.exact
+        state, exact = written(self.uri, TABLE), self.exact
         if exact is not None and state is not None and state == self.seen_state:
             return exact
         with self.lock:
@@ -328,16 +372,6 @@ class Index:
                 self.exact = self.read_changes(self.exact, names)
             self.seen, self.seen_state = version, state
             return self.exact
-
-    def state(self) -> int | None:
-        """When the table was last written to, in nanoseconds; None where that cannot be told from the folder.
-
-        File systems keep time in steps of some milliseconds, so a very recent time is no sure sign.
-        """
-        if "://" in self.uri:
-            return None
-        changed = os.stat(Path(self.uri).expanduser() / f"{TABLE}.lance" / "_versions").st_mtime_ns
-        return changed if time.time_ns() - changed > SETTLED else None
 
     def read_all(self, names: list[str]) -> Exact:
         import pyarrow as pa
@@ -356,7 +390,7 @@ class Index:
     def read_changes(self, exact: Exact, names: list[str]) -> Exact:
         """A row is another one when its id or the time of its writing is."""
         pc = compute()
-        there = self.table.search().select(["id", "added"]).limit(None).to_arrow()
+        there = self.read(self.table.search().select(["id", "added"]).limit(None))
         now, before = (pc.binary_join_element_wise(t["id"], t["added"], "\0") for t in (there, exact.living))
         gone = exact.living["id"].filter(pc.invert(pc.is_in(before, value_set=now))).to_pylist()
         fresh = there["id"].filter(pc.invert(pc.is_in(now, value_set=before))).to_pylist()
@@ -365,7 +399,7 @@ class Index:
         exact = exact.without(gone)
         for start in range(0, len(fresh), 500):
             some = ", ".join(literal(one) for one in fresh[start : start + 500])
-            found = self.table.search().where(f"`id` IN ({some})").select([*names, "vector"]).limit(None).to_arrow()
+            found = self.read(self.table.search().where(f"`id` IN ({some})").select([*names, "vector"]).limit(None))
             exact = exact.added(vectors_of(found), found.select(names))
         return exact
 
@@ -376,12 +410,13 @@ class Index:
         with self.lock:
             self.latest()
             kinds = {index.columns[0] for index in self.table.list_indices()}
-            if "text" not in kinds and self.table.count_rows("`text` IS NOT NULL"):
-                self.index_words()
-            if self.is_large and "vector" not in kinds:
-                self.index_vectors()
-            if self.table.stats()["fragment_stats"]["num_fragments"] > PIECES:  # it writes them all anew
-                self.table.optimize(cleanup_older_than=timedelta(hours=1))
+            with contextlib.suppress(Busy), plainly(self.uri):  # beside other writers: the last of them does it
+                if "text" not in kinds and self.table.count_rows("`text` IS NOT NULL"):
+                    self.index_words()
+                if self.is_large and "vector" not in kinds:
+                    self.index_vectors()
+                if self.table.stats()["fragment_stats"]["num_fragments"] > PIECES:  # it writes them all anew
+                    self.table.optimize(cleanup_older_than=timedelta(hours=1))
             measured = self.measured()
             if len(self) and (measured is None or abs(len(self) - measured.rows) > 0.1 * measured.rows):
                 self.note(measure(self))
@@ -389,7 +424,8 @@ class Index:
     def index_words(self) -> None:
         from lancedb.index import FTS
 
-        self.table.create_index("text", config=FTS(), replace=True)
+        with plainly(self.uri):
+            self.table.create_index("text", config=FTS(), replace=True)
 
     def index_vectors(self) -> None:
         """A graph over numbers of a byte; where that is too large, inverted lists and four numbers a byte."""
@@ -406,32 +442,8 @@ class Index:
 
     def measured(self) -> Measured | None:
         """What was measured last."""
-        if MEASURED not in tables_of(self.database):
-            return None
-        rows = self.database.open_table(MEASURED).to_arrow().to_pylist()
-        last = max(rows, key=lambda row: row["at"], default=None)
-        return last and Measured(**json.loads(last["found"]))
+        return last_measured(self.database)
 
     def note(self, found: Measured) -> None:
         self.how = found.kind, found.effort
-        row = [{"at": time.time_ns(), "found": json.dumps(asdict(found))}]
-        if MEASURED in tables_of(self.database):
-            self.database.open_table(MEASURED).add(row)
-        else:
-            self.database.create_table(MEASURED, row)
-
-
-def vectors_of(batch: Any) -> np.ndarray:
-    """[N, D] of an Arrow batch or table."""
-    column = batch["vector"]
-    if hasattr(column, "combine_chunks"):
-        column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-
-
-def unit(query: np.ndarray, dim: int) -> np.ndarray:
-    query = np.asarray(query, np.float32)
-    length = float(np.linalg.norm(query))
-    if query.shape != (dim,) or not np.isfinite(length) or length == 0:
-        raise DiptychError(f"a query is one vector of {dim} numbers, not all 0; not {query.shape}")
-    return query / np.float32(length)
+        keep_measured(self.database, found)

@@ -1,16 +1,21 @@
 """How good and how fast the search of an index is: recall@10 against all rows, and the time a query takes."""
 
+import json
 import time
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diptych.search.exact import first
 from diptych.search.found import Measured
+from diptych.search.storage import in_turn, open_table, plainly, tables_of
 
 if TYPE_CHECKING:
     from diptych.search.index import Index
 
+TABLE = "measured"
 RECALL = 0.99  # recall@10 to reach where Lance's index is probed
 QUERIES, NEIGHBOURS = 50, 10
 LEAST, MOST = {"hnsw": 50, "ivf_pq": 4}, 4096  # of what a query may spend
@@ -70,3 +75,27 @@ def sample(index: "Index", count: int, rng: np.random.Generator) -> np.ndarray:
         found.append(vectors[inside])
         seen += len(vectors)
     return rng.permutation(np.concatenate(found))
+
+
+def last_measured(database: Any) -> Measured | None:
+    """What was noted last in an index."""
+    if TABLE not in tables_of(database):
+        return None
+    table = in_turn(partial(open_table, database, TABLE))
+    with plainly(database.uri):
+        rows = table.to_arrow().to_pylist()
+    last = max(rows, key=lambda row: row["at"], default=None)
+    return last and Measured(**json.loads(last["found"]))
+
+
+def keep_measured(database: Any, found: Measured) -> None:
+    import pyarrow as pa
+
+    schema = pa.schema([("at", pa.int64()), ("found", pa.string())])
+
+    def keep() -> None:
+        with plainly(database.uri):
+            table = database.create_table(TABLE, schema=schema, exist_ok=True)
+            table.add([{"at": time.time_ns(), "found": json.dumps(asdict(found))}])
+
+    in_turn(keep)
