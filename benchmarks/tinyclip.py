@@ -57,7 +57,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "tinyclip.json"
 SPEC = replace(SceneSpec(), counts=(1, 2, 3), sizes=("large", "small", "small"), held_out=0.0)
 CLASSES = SPEC.pairs
 PAIRS, TESTS, BATCH = 1536, 400, 32
-STEPS, QUARTER = 96, 360  # at half and at a quarter
+STEPS, QUARTER = 96, 1200  # at half and at a quarter
 RECIPE = {
     "recipe.crop": "1",
     "recipe.rate": "1e-3",
@@ -66,7 +66,7 @@ RECIPE = {
     "recipe.repeats": "true",
 }
 GATES = {"prune_step": 40, "sparsity_warmup": 27}
-LONGER = {"prune_step": 120, "sparsity_warmup": 80}  # at most half of a stage: 90 and 60 of two
+LONGER = {"prune_step": 300, "sparsity_warmup": 200}  # a quarter of one stage, half of each of two
 BASE, SCRATCH = "inherited, affinity", "from scratch"
 Figures = dict[str, Any]
 
