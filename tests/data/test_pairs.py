@@ -163,6 +163,19 @@ def test_tables_with_one_or_several_captions(tmp_path: Path):
         read_pairs(tmp_path / "t.csv", text_columns=["notes"])
 
 
+def test_a_folder_of_tables_is_known_by_what_is_in_it(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    digests = []
+    for texts in (["a"], ["a"], ["a", "b"]):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        table = pa.table({"image": [{"bytes": png(4)}] * len(texts), "caption": texts})
+        parquet.write_table(table, tmp_path / "set" / "part.parquet")
+        digests.append(read_pairs(tmp_path / "set").digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_parquet_with_pictures_inside_and_lists(tmp_path: Path):
     import pyarrow as pa
     import pyarrow.parquet as parquet

@@ -131,8 +131,12 @@ def summary(set_aside: Sequence[SetAside]) -> str:
     return f"{len(set_aside)} set aside: " + ", ".join(f"{n} {why}" for why, n in reasons.most_common(4))
 
 
-def digest_of(files: Sequence[Path]) -> str:
-    known = [(path.name, path.stat().st_size if path.is_file() else 0) for path in files]
+def digest_of(paths: Sequence[Path]) -> str:
+    """paths: files, and folders for all that is in them."""
+    files = [
+        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
+    ]
+    known = [(path.name, path.stat().st_size) for path in files]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 
