@@ -1,6 +1,6 @@
 """What tinyclip keeps of micro at half and a quarter of its blocks' parameters, against as small a CLIP from scratch.
 
-    OMP_NUM_THREADS=1 python benchmarks/tinyclip.py --out RUNS [--seed N] [--arms "A;B"]     2 minutes a seed, one core
+    OMP_NUM_THREADS=1 python benchmarks/tinyclip.py --out RUNS [--seed N] [--arms "A;B"]     15 minutes a seed, one core
     OMP_NUM_THREADS=1 python benchmarks/tinyclip.py --out RUNS --seed N --speed MODEL        20 s
     python benchmarks/tinyclip.py --out RUNS --write                                         docs/results/tinyclip.json
 
@@ -12,9 +12,10 @@ are learned among them. Zero-shot: which of the 140 colour-shape combinations is
   contrastive loss alone (alpha = 0). manual, affinity: the first of everything, no gates.
 - from scratch: fresh weights in exactly the shape that "inherited, affinity" of the same seed came to, trained with
   affinity mimicking, or with plain CLIP.
-- a quarter, one stage or two: 100 -> 25, or 100 -> 50 -> 25 in as many steps.
+- a quarter, one stage or two: 100 -> 25, or 100 -> 50 -> 25 in as many steps. One stage ends at 28 or 29% here, also
+  where less is asked for, so two stages are tried at that size as well.
 
-Gates are learned for 40 steps here (90 to 120 at a quarter), published are thousands: with less momentum (beta1 0.5 for
+Gates are learned for 40 steps here (300 at a quarter), published are thousands: with less momentum (beta1 0.5 for
 all arms), or they would run past the size that was asked for. The teacher's rows are computed once (pictures are not
 cropped). `--speed` embeds the same pictures and texts with both, taking turns, in processor time; an architecture has
 random weights and is cut to the same shares.
@@ -164,6 +165,7 @@ ARMS: dict[str, dict[str, Any]] = {
     f"{SCRATCH}, CLIP": {},
     "a quarter, one stage": {"keep": 0.25, **LONGER},
     "a quarter, two stages": {"keep": 0.25, "stages": "0.5", **LONGER},
+    "two stages, as large as one": {"keep": 0.28, "stages": "0.53", **LONGER},
 }
 
 
@@ -177,7 +179,7 @@ def run(arm: str, seed: int, pairs: Held, rows: Callable[[], Embeddings], base: 
     system = "clip" if arm == f"{SCRATCH}, CLIP" else "tinyclip"
     settings = RECIPE | {f"tinyclip.{name}": value for name, value in ARMS[arm].items()}
     options: dict[str, Any] = {"epochs": None, "rate": None, "save_every": None, "eval_every": None}
-    steps = QUARTER if ARMS[arm].get("keep") == 0.25 else STEPS
+    steps = QUARTER if ARMS[arm].get("keep", 1) < 0.5 else STEPS
     plan = make_plan(system, len(pairs), settings, steps=steps, batch=BATCH, seed=seed, **options)
     if system == "tinyclip":
         plan = replace(plan, objective=Taught(plan.objective.config, deepcopy(teacher), rows(), scratch))
@@ -282,7 +284,7 @@ def claimed(arms: Figures, faster: Figures) -> dict[str, tuple[tuple[str, ...], 
         return arms[arm]["zero-shot"]["mean"]
 
     mimic, plain, other = f"{SCRATCH}, affinity", f"{SCRATCH}, CLIP", "inherited, CLIP's loss"
-    one, two = "a quarter, one stage", "a quarter, two stages"
+    one, two = "a quarter, one stage", "two stages, as large as one"
     return {
         f"{BASE} at least 5 points above {plain}": ((BASE, plain), lambda: score(BASE) - score(plain) >= 5),
         f"{BASE} at least 10 points above {mimic}": ((BASE, mimic), lambda: score(BASE) - score(mimic) >= 10),
@@ -290,7 +292,7 @@ def claimed(arms: Figures, faster: Figures) -> dict[str, tuple[tuple[str, ...], 
             (BASE, mimic, other),
             lambda: score(BASE) > score(other) > score(mimic),
         ),
-        "two stages no worse than one": ((one, two), lambda: score(two) >= score(one)),
+        "two stages no worse than one of like size": ((one, two), lambda: score(two) >= score(one)),
         "within 3% of the size asked for": (
             (BASE,),
             lambda: abs(arms[BASE]["of the blocks, %"]["mean"] / 50 - 1) < 0.03,
