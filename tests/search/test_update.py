@@ -15,7 +15,7 @@ from PIL import Image
 
 from diptych.core.clip import CLIP
 from diptych.data.pictures import BadPicture
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, TextCut
 from diptych.search import embed, sources
 from diptych.search.embed import Outcome, update, update_captions
 from diptych.search.encoder import Encoder, combined
@@ -152,6 +152,18 @@ def test_captions_go_on_where_they_were_stopped(tmp_path, photos, monkeypatch):
     assert done == 11 and not set(read) & set(stopping.said)
     assert counts(update(again, encoder, open_source(str(photos)))) == {"same": 20}
     check_captions(again, encoder)
+
+
+def test_captions_that_are_cut_are_counted_and_said_once(index, photos, monkeypatch):
+    monkeypatch.setattr(embed, "COMMIT", 1)
+    for i in range(3):
+        (photos / "red" / f"{i}.txt").write_text(f"{'red ' * 40 * (i % 2 == 0)}{i}")
+    encoder = Said(colour_clip())
+    update(index, encoder, open_source(str(photos)))
+    index.hold_captions()
+    with pytest.warns(TextCut, match="2 different captions are longer than the 32 tokens that colours reads") as said:
+        update_captions(index, encoder, Outcome())
+    assert len(said) == 1
 
 
 def test_new_changed_and_gone(index, encoder, photos):

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ import numpy as np
 from diptych.data.pairs import BadPair
 from diptych.data.pictures import BadPicture
 from diptych.data.scan import SetAside
+from diptych.errors import TextCut
 from diptych.search.columns import cell_of, kind_of_cell
 from diptych.search.encoder import Encoder
 from diptych.search.filters import Filter, Many, Not, Test
@@ -118,17 +120,24 @@ def update(index: "Index", encoder: Encoder, source: Source, *, progress: Progre
 def update_captions(
     index: "Index", encoder: Encoder, outcome: Outcome, progress: Callable[[str], Progress] | None = None
 ) -> None:
-    """Embed the texts whose vectors are missing, in commits of `COMMIT`, without a template. progress: see `index`."""
+    """Embed the texts whose vectors are missing, in commits of `COMMIT`, without a template. progress: see `index`.
+    Warns once (TextCut) of those that are longer than the model reads."""
     index.check(encoder.model)
     start, todo = time.perf_counter(), index.uncaptioned()
-    tell = progress("captions") if progress and todo else None
-    for at in range(0, len(todo), COMMIT):
-        some = todo[at : at + COMMIT]
-        index.caption([identifier for identifier, _ in some], encoder.texts([text for _, text in some]))
-        outcome.captions += len(some)
-        if tell:
-            tell(outcome.captions, len(todo))
+    tell, cuts = progress("captions") if progress and todo else None, encoder.clip.cuts
+    before = cuts.cut
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # of one in each call
+        for at in range(0, len(todo), COMMIT):
+            some = todo[at : at + COMMIT]
+            index.caption([identifier for identifier, _ in some], encoder.texts([text for _, text in some]))
+            outcome.captions += len(some)
+            if tell:
+                tell(outcome.captions, len(todo))
     outcome.seconds.captions = time.perf_counter() - start
+    if cut := cuts.cut - before:
+        limit = f"longer than the {encoder.clip.text.context_length} tokens that {encoder.clip.name} reads"
+        warnings.warn(f"{cut} different captions are {limit}: what is cut off is not found", TextCut, stacklevel=2)
 
 
 def state_of(row: Mapping[str, Any] | None) -> tuple[int, int] | None:
