@@ -65,6 +65,7 @@ class Index:
         self.uri, self.database, self.table = uri, database, table
         self.memory = Memory(self)
         self.how: dict[str, tuple[str, int]] = {}  # space -> Lance's index and what a query spends there, once read
+        self.captioned = False  # as far as was seen; once it is, it stays so
         self.lock = threading.RLock()
 
     # -- opening -------------------------------------------------------------------------------------------------------
@@ -135,8 +136,9 @@ class Index:
     @property
     def holds_captions(self) -> bool:
         """Whether rows that have a text have a vector of it too, as soon as it was embedded."""
-        name = VECTORS["captions"]
-        return name in self.table.schema.names or name in self.latest().schema.names
+        if not self.captioned:  # Lance answers through another thread: not asked again with every query
+            self.captioned = VECTORS["captions"] in self.latest().schema.names
+        return self.captioned
 
     def column(self, space: str) -> str:
         """The column of the vectors of "pictures" or "captions". Raises DiptychError where the index holds none."""
