@@ -64,7 +64,6 @@ from diptych.methods.probe.weight_space import (
     pixels_of,
     prune,
     repair,
-    stragglers,
     summary,
 )  # fmt: skip
 
@@ -81,9 +80,7 @@ THINGS = SceneSpec(
     counts=(1,), sizes=("large",), shapes=("circle", "triangle", "star"), colours=("red", "yellow", "blue"),
     styles=("sketch",),
 )  # fmt: skip
-ELSEWHERE = replace(  # smaller, textured, and a quarter in a style that micro knows and the fine-tune does not
-    THINGS, sizes=("medium",), styles=("sketch", "sketch", "sketch", "pixelated"), textures=("solid", "dotted")
-)
+ELSEWHERE = replace(THINGS, sizes=("medium",), textures=("solid", "dotted"))  # smaller, half of them textured
 ALPHAS = tuple(i / 10 for i in range(11))
 
 
@@ -163,8 +160,8 @@ def ood(seed: int) -> Values:
     known = ("circle", "star", "cross", "ring", "arrow", "hexagon", "square", "diamond")
     other = ("heart", "flower", "triangle", "crescent", "drop")
     spec = SceneSpec(counts=(1,), sizes=("large",), shapes=known)
-    inside = scene_data(Scenes(spec, 1000, seed))
-    sets = {"held-out shapes": (replace(spec, shapes=other), 400), "known shapes again": (spec, 1000)}
+    inside = scene_data(Scenes(spec, 3000, seed))
+    sets = {"held-out shapes": (replace(spec, shapes=other), 400), "known shapes again": (spec, 3000)}
     found: Values = {}
     for name, (one, count) in sets.items():
         outside = open_pictures(scene_data(Scenes(one, count, 50 + seed)))
@@ -235,8 +232,8 @@ def world(seed: int, count: int = 160) -> tuple[Data, Data, Data]:
     """To fit, to choose and judge on (ID), and elsewhere (OOD)."""
     return (
         labelled(Scenes(THINGS, count, 70 + seed), pair),
-        labelled(Scenes(THINGS, 300, 170 + seed), pair),
-        labelled(Scenes(ELSEWHERE, 200, 270 + seed), pair),
+        labelled(Scenes(THINGS, 600, 170 + seed), pair),
+        labelled(Scenes(ELSEWHERE, 400, 270 + seed), pair),
     )
 
 
@@ -256,7 +253,7 @@ def one_block(
     return {**weights, **{name: tensor.detach() for name, tensor in own.items()}}
 
 
-TUNING = {"mild": {"epochs": 12, "rate": 1e-4}, "harsh": {"epochs": 6, "rate": 1e-2}}
+TUNING = {"mild": {"epochs": 24, "rate": 1e-4}, "harsh": {"epochs": 6, "rate": 1e-2}}
 
 
 def scrambled(weights: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
@@ -299,19 +296,22 @@ def planted(seed: int) -> Values:
     zero, few = Model("zero-shot", micro()), ALPHAS[::2]
     both = ends(zero, tuned(fit, "mild", epochs=6, rate=1e-4), data)
     config = Line(alphas=few, sparsities=(0.5, 0.9))
-    sets = {"id": pixels_of(zero, test.at_most(60), config), "ood": pixels_of(zero, other.at_most(120), config)}
-    chosen, fitted = pixels_of(zero, choose.at_most(50), config), pixels_of(zero, fit, config)
+    sets = {"id": pixels_of(zero, test.at_most(120), config), "ood": pixels_of(zero, other.at_most(300), config)}
+    chosen, fitted = pixels_of(zero, choose.at_most(150), config), pixels_of(zero, fit, config)
     groups = layers(both[0])
     blocks = [layer for layer in groups if "resblocks" in layer]
     bad = blocks[1 + seed % 3]
+    another = next(layer for layer in blocks if layer != bad)
     second = one_block(fitted, both[1], groups[bad], rate=5e-3, steps=40)
     lags = {layer: lag((both[0], second), own, chosen, (0.0, 0.5, 1.0)) for layer, own in groups.items()}
     plain = path((both[0], second), sets, few)
     pruned = {
         name: max(repair((both[0], second), groups[layer], chosen, sets, config)["path"]["ood"]["accuracy"])
-        for name, layer in {"it": bad, "another": next(layer for layer in blocks if layer != bad)}.items()
+        for name, layer in {"it": bad, "another": another}.items()
     }
-    back = path((both[0], prune(second, 0.9, groups[bad], both[0])), sets, few)
+    back, other_back = (
+        path((both[0], prune(second, 0.9, groups[name], both[0])), {"ood": sets["ood"]}, few) for name in (bad, another)
+    )
     turned = scrambled(both[1], groups[bad])
     far = {layer: lag((both[0], turned), own, chosen, (0.0, 0.5, 1.0)) for layer, own in groups.items()}
     return {
@@ -326,6 +326,7 @@ def planted(seed: int) -> Values:
         "best ood, it pruned": 100 * pruned["it"],
         "best ood, another pruned": 100 * pruned["another"],
         "best ood, 0.9 of it pruned": 100 * max(back["ood"]["accuracy"]),
+        "best ood, 0.9 of another pruned": 100 * max(other_back["ood"]["accuracy"]),
         "ood at 1, 0.9 of it pruned": 100 * back["ood"]["accuracy"][-1],
     }
 
@@ -343,7 +344,7 @@ def taus(number: int) -> Values:
     groups = layers(both[0])
     some = judged.some(slice(0, 24))
     lags = {layer: lag(both, own, some, (0.0, 0.5, 1.0)) for layer, own in groups.items()}
-    worst = stragglers(lags, 3)
+    worst = sorted(lags, key=lambda layer: -lags[layer])[:3]
     whole = moving(both[1], list(both[1]), judged)
     own = moving(both[1], [name for layer in worst for name in groups[layer]], judged)
 
@@ -431,12 +432,16 @@ def claims(parts: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     if "planted" in parts:
         yield "scrambled block is the first straggler", all_of("planted", lambda v: v["scrambled: rank by lag"] == 1)
         yield (
-            "pruning it does better elsewhere than plain",
-            all_of("planted", lambda v: v["best ood, it pruned"] > v["best ood, planted"]),
+            "0.9 of its changes taken back: better elsewhere than plain by 1 point at least",
+            all_of("planted", lambda v: v["best ood, 0.9 of it pruned"] >= v["best ood, planted"] + 1),
         )
         yield (
-            "pruning another block does not",
-            all_of("planted", lambda v: v["best ood, another pruned"] <= v["best ood, planted"]),
+            "... of another block: by less than 1 point",
+            all_of("planted", lambda v: v["best ood, 0.9 of another pruned"] < v["best ood, planted"] + 1),
+        )
+        yield (
+            "as much of it as does best on ID: better elsewhere than plain",
+            all_of("planted", lambda v: v["best ood, it pruned"] > v["best ood, planted"]),
         )
 
 

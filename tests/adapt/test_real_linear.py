@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import adapt.test_contract as contract
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -21,7 +22,9 @@ from torch.nn import functional as F
 
 from diptych.core.classifier import Classifier
 from diptych.core.clip import CLIP
+from diptych.curation.run import curate
 from diptych.data.concepts import Counted, written
+from diptych.data.pairs import read_pairs
 from diptych.data.records import Records
 from diptych.data.support import Support
 from diptych.engine.loop import Cosine
@@ -30,6 +33,7 @@ from diptych.methods.adapt.parts.adapter import Adapter, configure, fit_path
 from diptych.methods.adapt.parts.retrieved import are_copies, read_retrieved, retrieve
 from diptych.methods.adapt.real_linear import Config, REALLinear, cross_modal_loss, drawn, probe
 from diptych.methods.adapt.real_prompt import REALPrompt
+from diptych.methods.curate.parts.pipeline import Counts, Pipeline, Place, Stage, Verdict
 
 
 def png(name: str, number: int) -> bytes:
@@ -245,3 +249,65 @@ def test_contract(
     values |= {"monkeypatch": monkeypatch, "fitted": adapter.fit(clip, support)}
     assert isinstance(values["fitted"], Classifier)
     test(**{name: values[name] for name in inspect.signature(test).parameters})
+
+
+class Kept(Stage):
+    name, about = "kept", "nothing"
+    needs = ("text",)
+
+    def select(self, batch: pa.RecordBatch, place: Place, counts: Counts) -> Verdict:
+        return Verdict(batch, np.ones(batch.num_rows, bool), [""] * batch.num_rows)
+
+
+class Everything(Pipeline):
+    Config = Config
+
+    def stages(self, columns: Sequence[str], seed: int = 0) -> Sequence[Stage]:
+        return [Kept()]
+
+
+@pytest.mark.parametrize("kind", ["csv", "named", "struct", "bytes", "tar"])
+def test_curated_pictures_are_found_whether_they_lie_in_files_or_not(
+    kind: str, tmp_path: Path, clip: CLIP, support: Support
+) -> None:
+    """Curated from a table of relative paths, as `compare` and `train` then read it from anywhere."""
+    rows = [(name, number) for name in NAMES for number in range(200, 206)]
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    paths = [f"deep/{name}{number}.png" for name, number in rows]
+    for (name, number), path in zip(rows, paths, strict=True):
+        (tmp_path / "in" / path).write_bytes(png(name, number))
+    columns: dict[str, Any] = {"class": [name for name, _ in rows], "caption": [f"a {name}" for name, _ in rows]}
+    source = tmp_path / "in" / "t.parquet"
+    data = [png(name, number) for name, number in rows]
+    if kind == "csv":
+        source = tmp_path / "in" / "t.csv"
+        lines = [f"{path},{name},a {name}" for path, (name, _) in zip(paths, rows, strict=True)]
+        source.write_text("\n".join(["Image_Path,class,caption", *lines]))
+    elif kind == "tar":
+        source = shard_of(tmp_path / "in" / "s" / "00000.tar", rows)
+    else:
+        half = [{"bytes": None if n % 2 else data[n], "path": path if n % 2 else None} for n, path in enumerate(paths)]
+        columns["where"] = {"named": paths, "struct": half, "bytes": pa.array(data, pa.binary())}[kind]
+        parquet.write_table(pa.table(columns), source)
+    asked = {"image": "where"} if source.suffix == ".parquet" else {}
+    curate(Everything(Config()), source, tmp_path / "out", **asked)
+    found = retrieve(clip, support, str(tmp_path / "out"), 100, 2.0)
+    (tmp_path / "plain").mkdir()
+    whole = retrieve(clip, support, str(table(tmp_path / "plain" / "p.parquet", dict.fromkeys(NAMES, 6))), 100, 2.0)
+    assert torch.equal(found.features, whole.features) and torch.equal(found.labels, whole.labels)
+    pairs = read_pairs(tmp_path / "out")
+    assert len(pairs) == len(rows) and not pairs.set_aside
+    assert {pair.texts for pair in pairs} == {(f"a {name}",) for name in NAMES}
+    assert pairs[3].picture().size == drawing("apple", 203).size
+
+
+def shard_of(path: Path, rows: Sequence[tuple[str, int]]) -> Path:
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as archive:
+        for n, (name, number) in enumerate(rows):
+            about = json.dumps({"class": name}).encode()
+            for end, content in (("png", png(name, number)), ("txt", f"a {name}".encode()), ("json", about)):
+                member = tarfile.TarInfo(f"{n:09d}.{end}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return path

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from curate_world import Half, Recipe, Seen, Short, captions, contents, killed, picture, shard, table
+from curate_world import Bright, Half, Recipe, Seen, Short, captions, contents, killed, picture, shard, table
 
 from diptych.cli.main import main
 from diptych.curation import inputs
 from diptych.curation.inputs import open_input
+from diptych.curation.piece import Segment, shown
 from diptych.curation.read import read
 from diptych.curation.run import curate
 from diptych.data.pairs import read_pairs
@@ -91,6 +92,28 @@ def test_sources_have_names_and_keys_do_not_meet(tmp_path):
     gone = parquet.read_table(tmp_path / "out" / "removed.parquet").column("key").to_pylist()
     assert sorted([row["key"] for row in left] + gone) == ["books-y-000000000", "web-x-0", "web-x-1", "web-x-2"]
     assert done.rows_in == 4 and {row["source"] for row in left} <= {"web", "books"}
+
+
+def test_paths_of_pictures_are_one_column_whatever_they_were_called(tmp_path):
+    """A stage that wants the picture gets its bytes; an address, or what is no picture, stays as it is."""
+    for name, column in (("a", "picture"), ("b", "File_Name")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(picture(9))
+        cells = ["1.jpg", "http://a.example/1.jpg", "/etc/passwd"]
+        rows = pa.table({column: cells, "caption": [f"a red {name}{n}" for n in range(3)]})
+        parquet.write_table(rows, tmp_path / name / "t.parquet")
+    sources = ",".join(f"{name}={tmp_path / name / 't.parquet'}" for name in "ab")
+    curate(Everything(), sources, tmp_path / "out")
+    pairs = read_pairs(tmp_path / "out")
+    assert [row["image"] for row in parquet.read_table(tmp_path / "out" / "00000.parquet").to_pylist()] == [
+        str(tmp_path / "a" / "1.jpg"), "http://a.example/1.jpg", "/etc/passwd",
+        str(tmp_path / "b" / "1.jpg"), "http://a.example/1.jpg", "/etc/passwd",
+    ]  # fmt: skip
+    assert [pairs[n].picture().size for n in (0, 3)] == [(16, 16)] * 2
+    opened = open_input(str(tmp_path / "a" / "t.parquet"))
+    segment = Segment(0, tmp_path, opened, None, (), None, True)
+    (batch,) = read(opened.pieces[0], opened, 9, [])
+    assert shown(batch, segment, Bright()).column("picture").to_pylist() == [picture(9), None, None]
 
 
 @pytest.mark.parametrize("source", ["nothing", "http://a.example/x", "a=x,y", "empty"])
@@ -180,6 +203,20 @@ def test_two_processes_and_one(tables, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_a_result_that_is_not_finished_is_no_data_to_train_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("diptych.curation.output.SHARD", 20)
+    shard(tmp_path / "in" / "00000.tar", 200)
+    out, after = tmp_path / "out", 1
+    while not (out / "00001.tar").exists():
+        assert killed(lambda progress: curate(Everything(), tmp_path / "in", out, progress=progress), after)
+        after += 1
+    for read_it in (read_pairs, open_input):
+        with pytest.raises(DiptychError, match="not finished"):
+            read_it(str(out))
+    done = curate(Everything(), tmp_path / "in", out)
+    assert len(read_pairs(out)) == done.rows_out
+
+
 def test_what_a_finished_piece_left_is_not_done_again(tables, tmp_path, monkeypatch):
     assert killed(lambda progress: curate(Recipe(), tables, tmp_path / "out", progress=progress), 4)
     again = []
@@ -213,10 +250,72 @@ def test_another_run_is_refused_and_says_what_differs(tables, tmp_path):
     with pytest.raises(DiptychError, match="seed: 0 there, 1 now"):
         curate(Recipe(), tables, tmp_path / "out", seed=1)
     table(tables / "c.parquet", 10)
-    with pytest.raises(DiptychError, match="input differ"):
+    with pytest.raises(DiptychError, match=r"input differ \(c.parquet is new\)"):
         curate(Recipe(), tables, tmp_path / "out")
     with pytest.raises(DiptychError, match="not a run"):
         curate(Recipe(), tables, tables)
+
+
+def test_a_file_changed_in_place_is_another_input_and_a_moved_one_the_same(tables, tmp_path):
+    """Of the same size; what differs is said, and how to say that nothing does."""
+    first = curate(Recipe(), tables, tmp_path / "out")
+    path = tables / "a.parquet"
+    data, before = path.read_bytes(), path.stat()
+    path.write_bytes(data.replace(b"house", b"hause"))
+    assert path.read_bytes() != data and path.stat().st_size == before.st_size
+    with pytest.raises(
+        DiptychError, match=r"a\.parquet has changed: [\d,]+ bytes of 20\d\d-.* there, .* now; .* cp -p"
+    ):
+        curate(Recipe(), tables, tmp_path / "out")
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    moved = tables.rename(tmp_path / "moved")
+    assert curate(Recipe(), moved, tmp_path / "out").rows_out == first.rows_out
+    (moved / "b.parquet").unlink()
+    with pytest.raises(DiptychError, match=r"b\.parquet is gone"):
+        curate(Recipe(), moved, tmp_path / "out")
+
+
+def test_another_text_beside_a_picture_is_another_input(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(2):
+        (folder / f"{n}.jpg").write_bytes(picture(n))
+        (folder / f"{n}.txt").write_text("a red house")
+    curate(Recipe(), folder, tmp_path / "out", stages=("short",))
+    (folder / "1.txt").write_text("a big house")
+    with pytest.raises(DiptychError, match=r"1\.txt has changed"):
+        curate(Recipe(), folder, tmp_path / "out", stages=("short",))
+
+
+class Everything(Recipe):
+    def stages(self, columns, seed=0):
+        return [Short()]
+
+
+def test_keys_stay_as_they_are_when_a_result_is_curated_again(tmp_path, monkeypatch):
+    """Through shards of another size each time, and with keys that no member of a shard can have."""
+    monkeypatch.setattr("diptych.curation.output.SHARD", 7)
+    texts = ["a red house"] * 30
+    keys = [f"deep/{n}.jpg" for n in range(15)] + [f"deep_{n}_jpg" for n in range(15)]
+    pictures = pa.array([picture(n) for n in range(30)], pa.binary())
+    columns = {"key": keys, "caption": texts, "picture": pictures}
+    parquet.write_table(pa.table(columns), tmp_path / "cc12m.parquet", row_group_size=10)
+    (tmp_path / "a").mkdir()
+    for n in range(30):
+        (tmp_path / "a" / f"{n}.jpg").write_bytes(picture(n))
+        (tmp_path / "a" / f"{n}.txt").write_text(texts[n])
+    shard(tmp_path / "b" / "cc12m.tar", 30)
+    for source in (tmp_path / "a", tmp_path / "b"):
+        known, found = None, source
+        for again in range(3):
+            monkeypatch.setattr("diptych.curation.output.SHARD", 7 + 4 * again)
+            out = tmp_path / f"{source.name}{again}"
+            curate(Everything(), found, out)
+            _, rows, aside = rows_of(out)
+            known, found = known or sorted(row["key"] for row in rows), out
+            assert sorted(row["key"] for row in rows) == known and not aside
+            assert len(set(known)) == len(known) > 10
 
 
 def test_columns_and_stages_that_are_not_there(tmp_path):
@@ -278,12 +377,15 @@ def alive(group):
     return found
 
 
-def test_the_verb(tables, tmp_path, capsys):
+def test_the_verb(tables, tmp_path, capsys, monkeypatch):
     (tmp_path / "entries.txt").write_text("cat\ndog\n")
     metadata = f"metaclip.metadata={tmp_path / 'entries.txt'}"
     words = ["curate", "metaclip", str(tables), "--set", metadata, "--set", "metaclip.t=30"]
+    monkeypatch.setenv("COLUMNS", "50")
     assert main([*words, "--dry-run"]) == 0
-    assert "A dry run: nothing was written." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "A dry run: nothing was written." in said and max(map(len, said.splitlines())) <= 50
+    assert "names only frequent entries, and was not drawn" in " ".join(said.split())
     assert main([*words, str(tmp_path / "out"), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["rows_in"] == 1400 and [line["name"] for line in said["stages"]] == ["input", "match", "balance"]

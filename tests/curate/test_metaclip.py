@@ -10,9 +10,8 @@ import pytest
 
 from diptych.curation.run import curate
 from diptych.errors import DiptychError
-from diptych.methods.curate.metaclip import Balance, Config, draws, kept_chance, probabilities, threshold
+from diptych.methods.curate.metaclip import Balance, Config, Match, draws, kept_chance, probabilities, threshold
 from diptych.methods.curate.parts.entries import Matcher, spaced
-from diptych.methods.curate.parts.metadata import build_metadata, count_words, read_counts, write_entries
 from diptych.methods.curate.parts.pipeline import Place, chance_of
 
 WORDS = [
@@ -80,7 +79,7 @@ def test_a_caption_is_kept_as_often_as_the_formula_says():
     kept = np.zeros(4)
     seeds = 400
     for seed in range(seeds):
-        stage = Balance(Config("", "100"), "text", 3, seed)
+        stage = Balance(Config(t="100"), "text", Match(Config(), "text"), seed)
         kept += stage.select(batch, Place(0, 0), {"count": counts, "t": np.array(100.0)}).keep
     p = [0.1, 1 - 0.9 * 0.75, 0.25, 1.0]
     for rate, expected in zip(kept / seeds, p, strict=True):
@@ -148,25 +147,6 @@ def test_of_several_texts_those_drawn_are_kept(tmp_path):
     assert left[0]["texts"] == ["a rare thing"] and left[0]["entries"] == [[1]]
     assert "common and rare" in left[1]["texts"]
     assert len(left) < 40
-
-
-def test_the_list_of_entries_from_its_sources(tmp_path):
-    for part in ("noun", "verb", "adj", "adv"):
-        line = {
-            "noun": "00001 03 n 02 Hot_dog 0 frank 0 000 | food\n",
-            "adj": "00002 00 a 01 out(p) 0 000 | not in\n",
-        }.get(part, "")
-        (tmp_path / f"data.{part}").write_text(f"  1 licence\n{line}")
-    words, pairs = count_words(["new york new york , the the"] * 3)
-    (tmp_path / "views.txt").write_text("en Main_Page 80 0\nde Haus 900 0\nen Talk:A 99 0\nen Rare 3 0\n")
-    views = read_counts(tmp_path / "views.txt")
-    entries = build_metadata(
-        wordnet=tmp_path, unigrams=words, bigrams=pairs, titles=views, least_count=4, least_pmi=1.7
-    )
-    bound = ["new york", ", the", "york ,"]  # log2(6 * 21 / (6 * 6)), twice log2(3 * 21 / (6 * 3)); the others 0.8
-    assert entries == [*map(str, range(100)), "hot dog", "out", "new", "the", "york", *bound, "Main Page"]
-    assert build_metadata(unigrams=words, limit=101, least_count=1)[100:] == ["new"]
-    assert len(write_entries(entries, tmp_path / "entries.txt")) == 64
 
 
 def test_it_says_what_is_missing(tmp_path):

@@ -156,6 +156,13 @@ def test_equal_ones_are_taken_in_their_order():
     assert kept == {Place(1, 2): [True, False, False], Place(0, 0): [True, True], Place(1, 0): [True]}
 
 
+def test_how_near_a_row_is_does_not_depend_on_the_others():
+    row = np.random.default_rng(0).normal(size=256).astype(np.float32)
+    stage = Nearest(["a circle", "a heart"], 4)
+    batches = [embedded(np.tile(row, (n, 1)), Base("micro", "micro", "")) for n in (1, 2, 3, 8, 33, 512)]
+    assert len({cosines.tobytes() for batch in batches for cosines in stage.cosines(batch)}) == 1
+
+
 def test_rows_without_an_embedding_are_near_nothing():
     batch = embedded(np.ones((3, 256), np.float32), Base("micro", "micro", ""), np.array([True, False, True]))
     assert Near(["a circle"]).select(batch, HERE, {}).keep.tolist() == [True, False, True]

@@ -14,6 +14,7 @@ import pytest
 
 from diptych.errors import DiptychError
 from diptych.search import index as module
+from diptych.search import lance
 from diptych.search.found import Model
 from diptych.search.index import Index
 
@@ -143,7 +144,8 @@ def captioned(index, seed=50):
     index.hold_captions()
     ids = [f"p/{i}.jpg" for i in range(40) if i % 3]
     vectors = vectors_of(len(ids), seed)
-    index.caption(ids, vectors * 3)  # their length does not matter
+    texts = [(row["id"], row["text"]) for row in index.rows(ids)]
+    assert index.caption(texts, vectors * 3) == len(ids)  # their length does not matter
     return dict(zip(ids, vectors, strict=True))
 
 
@@ -173,7 +175,7 @@ def test_captions_and_words_are_one_ranking(made, monkeypatch):
     made.add(
         [{"id": "harbour", "text": "the harbour of Hamburg"}, {"id": "later", "text": "Hamburg"}], vectors_of(2, 9)
     )
-    made.caption(["harbour"], -said["p/4.jpg"][None])
+    made.caption([("harbour", "the harbour of Hamburg")], -said["p/4.jpg"][None])
     hits = {hit.id: hit for hit in made.search(said["p/4.jpg"], 3, text="hamburg", space="captions")}
     assert "p/4.jpg" in hits and hits["harbour"].score == pytest.approx(-1, abs=1e-5)
     assert "later" not in hits and "text_vector" not in hits["harbour"].row
@@ -190,7 +192,7 @@ def test_an_index_without_captions_says_how_to_get_them(made):
     made.hold_captions()
     assert made.search(vectors_of(1)[0], space="captions") == [] and made.info.captions == 0
     with pytest.raises(DiptychError, match=r"the vector of p/1\.jpg has no direction"):
-        made.caption(["p/1.jpg"], np.zeros((1, DIM)))
+        made.caption([("p/1.jpg", "a green thing")], np.zeros((1, DIM)))
 
 
 def test_a_row_keeps_the_vector_of_its_text_and_of_no_other(made):
@@ -214,7 +216,8 @@ def test_another_handle_sees_captions_as_they_come(made):
     assert [hit.id for hit in reader.search(query, 100, space="captions")] == by_loop(said, query, 100)[0]
     room = reader.memory.exact.captions
     said["p/0.jpg"] = vectors_of(1, seed=78)[0]
-    made.caption(["p/0.jpg", "unknown"], np.stack([said["p/0.jpg"], query]))
+    texts = [("p/0.jpg", "a red thing"), ("unknown", "who?")]
+    assert made.caption(texts, np.stack([said["p/0.jpg"], query])) == 1
     made.add([{"id": "p/2.jpg", "text": "changed"}], vectors_of(1, seed=5))
     del said["p/2.jpg"]
     assert [hit.id for hit in reader.search(query, 100, space="captions")] == by_loop(said, query, 100)[0]
@@ -230,12 +233,12 @@ def test_captions_beyond_the_size_for_exact_search(tmp_path, monkeypatch):
     said /= np.linalg.norm(said, axis=1, keepdims=True)
     index.add([{"id": str(i), "text": "t" if i % 2 else None} for i in range(3000)], vectors_of(3000, seed=2, dim=16))
     index.hold_captions()
-    ids = [one for one, _ in index.uncaptioned()]
-    index.caption(ids[:100], said[[int(one) for one in ids[:100]]])
+    todo = index.uncaptioned()
+    index.caption(todo[:100], said[[int(one) for one, _ in todo[:100]]])
     index.tidy()
     assert index.kind("captions") == "" and index.kind() == "hnsw", "so few need no graph"
-    assert index.search(said[int(ids[3])], 1, space="captions")[0].id == ids[3]
-    index.caption(ids[100:], said[[int(one) for one in ids[100:]]])
+    assert index.search(said[int(todo[3][0])], 1, space="captions")[0].id == todo[3][0]
+    index.caption(todo[100:], said[[int(one) for one, _ in todo[100:]]])
     index.tidy()
     assert index.kind("captions") == "hnsw" and index.memory.exact is None
     for query in said[:6]:
@@ -326,7 +329,7 @@ def test_tidy_measures_and_keeps_everything(made):
 @pytest.mark.parametrize(("kind", "graph_bytes"), [("hnsw", 1 << 30), ("ivf_pq", 10_000)])
 def test_beyond_the_size_for_exact_search_lance_is_probed_and_recall_measured(tmp_path, monkeypatch, kind, graph_bytes):
     monkeypatch.setattr(module, "EXACT_BYTES", 10_000)
-    monkeypatch.setattr(module, "GRAPH_BYTES", graph_bytes)
+    monkeypatch.setattr(lance, "GRAPH_BYTES", graph_bytes)
     index = Index.create(tmp_path / "large.lance", MODEL, 16)
     centres = vectors_of(30, dim=16)
     vectors = centres[np.arange(3000) % 30] + 0.3 * vectors_of(3000, seed=1, dim=16)

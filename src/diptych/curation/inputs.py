@@ -5,9 +5,12 @@ streamed as Arrow batches with the columns of the family's protocol; pictures th
 their places travel, until a stage or the output wants their bytes.
 """
 
+import hashlib
+import json
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -16,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from diptych.curation.csv_tables import import_csv, look_at_csv
-from diptych.data.pairs import TEXTS, digest_of
+from diptych.data.pairs import TEXTS, need_finished
 from diptych.data.pictures import EXTENSIONS
 from diptych.data.shards import expand, index_of
 from diptych.data.tables import USUAL
 from diptych.errors import DiptychError, nearest
 
+State = tuple[int, int]  # bytes of a file, and when it was changed, in nanoseconds
 Kind = Literal["parquet", "csv", "arrow", "tar", "pictures", "archive"]
 ROWS = 20_000  # of a table in a piece
 PICTURES = 2_000  # of a folder in a piece
@@ -32,6 +36,12 @@ KNOWN = (  # columns of the protocol: found whatever their case, as in LAION's U
     "key", "text", "texts", "url", "page_url", "width", "height", "language", "similarity", "embedding", "punsafe",
     "pwatermark", "aesthetic", "weight",
 )  # fmt: skip
+PATHS_CALLED = (
+    "image", "img", "picture", "photo", "imagepath", "imagefile", "imagefilename", "filepath", "filename", "file",
+    "path", "imagename",
+)  # fmt: skip
+PICTURES_CALLED = ("picture", *USUAL["image"].split())
+PATH = "image"  # the column of paths of pictures, whatever it was called
 PLACE = "_picture"  # where the bytes of a row's picture lie; never shown to a stage
 PLACE_TYPE = pa.struct([("file", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 
@@ -43,7 +53,7 @@ class Piece:
     number: int
     kind: Kind
     path: str
-    name: str  # begins the keys of rows that have none
+    name: str  # begins the keys of rows that have none, and of those that are unique in their file alone
     start: int = 0
     stop: int | None = None
     group: int = 0
@@ -70,7 +80,7 @@ class Input:
     pictures: Literal["", "places", "bytes"] = ""
     namings: tuple[Naming, ...] = (Naming(),)
     sharded: bool = False  # shards and folders of pictures come out as shards
-    digest: str = ""
+    files: Mapping[str, State] = field(default_factory=dict, repr=False)
 
     @property
     def columns(self) -> list[str]:
@@ -79,8 +89,8 @@ class Input:
         return [*shown, "picture"] if self.pictures == "places" and "picture" not in shown else shown
 
     @property
-    def has_csv(self) -> bool:
-        return any(piece.kind == "csv" for piece in self.pieces)
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.files).encode()).hexdigest()[:32]
 
 
 def open_input(source: str, *, text: Sequence[str] = (), image: str | None = None) -> Input:
@@ -106,9 +116,11 @@ def open_input(source: str, *, text: Sequence[str] = (), image: str | None = Non
         for piece in one.pieces
     )
     schema = together([*(one.schema for one in found), pa.schema([("source", pa.string())])], source)
+    each = zip(labels, found, strict=True)
+    files = {f"{label}={name}": state for label, one in each for name, state in one.files.items()}
     mixed = Input(
         source, pieces, schema, found[0].pictures, tuple(one.namings[0] for one in found),
-        any(one.sharded for one in found), "+".join(f"{n}:{one.digest}" for n, one in zip(labels, found, strict=True)),
+        any(one.sharded for one in found), files,
     )  # fmt: skip
     return numbered(mixed)
 
@@ -151,6 +163,8 @@ def _open(source: str, text: Sequence[str], image: str | None) -> Input:
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise DiptychError(f"{missing[0]}: no such file or folder")
+    for path in paths:
+        need_finished(path)
     files = [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]
     kinds = {kind: [file for file in files if kind_of(file) == kind] for kind in ("tar", "archive", "parquet", "csv")}
     if kinds["tar"]:
@@ -161,7 +175,7 @@ def _open(source: str, text: Sequence[str], image: str | None) -> Input:
         names = names_of(kinds["archive"])
         pieces = [Piece(0, "archive", str(path), name) for path, name in zip(kinds["archive"], names, strict=True)]
         schema = pa.schema([("key", pa.string()), ("archive", pa.string())])
-        return Input(source, tuple(pieces), schema, digest=digest_of(kinds["archive"]))
+        return Input(source, tuple(pieces), schema, files=states_of(kinds["archive"]))
     tables = [*kinds["parquet"], *kinds["csv"]]
     if not tables:
         raise DiptychError(f"{source}: give Parquet, CSV, .tar shards, WAT or WARC archives, or a folder of pictures")
@@ -196,6 +210,13 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return [name if counted[name] == 1 else f"{name}-{n:05d}" for n, name in enumerate(plain)]
 
 
+def states_of(files: Sequence[Path]) -> dict[str, State]:
+    """The state of each file, by its path below the folder that holds them all: the same where that was moved."""
+    base = os.path.commonpath([path.parent for path in files])
+    stats = ((path, path.stat()) for path in files)
+    return {os.path.relpath(path, base): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -222,13 +243,12 @@ def _tables(paths: list[Path], source: str, text: Sequence[str], image: str | No
     pictures = ""
     if any(ours == PLACE for _, ours in renamed):
         pictures = "places"
-        theirs = next(name for name, ours in renamed if ours == PLACE)
         fields = [f for f in fields if f.name != PLACE]
-        fields += [pa.field(theirs, pa.string()), pa.field(PLACE, PLACE_TYPE)]
+        fields += [pa.field(PATH, pa.string()), pa.field(PLACE, PLACE_TYPE)]
     elif any(f.name == "picture" for f in fields):
         pictures = "bytes"
     columns = pa.schema(fields)
-    return Input(source, tuple(pieces), columns, pictures, (Naming(tuple(renamed), joined),), digest=digest_of(paths))
+    return Input(source, tuple(pieces), columns, pictures, (Naming(tuple(renamed), joined),), files=states_of(paths))
 
 
 def _parquet(path: Path, name: str) -> tuple[pa.Schema, list[Piece]]:
@@ -261,20 +281,27 @@ def names_for(
     if len(texts) == 1:
         listed = pa.types.is_list(schema.field(texts[0]).type) or pa.types.is_large_list(schema.field(texts[0]).type)
         renamed.append((texts[0], "texts" if listed else "text"))
-    usual = [image] if image else [plain[n] for n in ("picture", *USUAL["image"].split()) if n in plain]
-    for name in usual:
+    bare = {plainest(name): name for name in reversed(schema.names)}
+    for name in [image] if image else [bare[word] for word in PICTURES_CALLED if word in bare]:
         kind = schema.field(name).type
         if is_inside(kind):
             renamed.append((name, "picture"))
             break
-        if image or (pa.types.is_string(kind) and name.lower() in ("image", "img", "picture", "photo", "imagepath")):
+        known = (
+            PATHS_CALLED[:5] if "url" in plain else PATHS_CALLED
+        )  # beside addresses, names of files are no files yet
+        if image or (pa.types.is_string(kind) and plainest(name) in known):
             renamed.append((name, PLACE))
             break
-    taken = {ours for _, ours in renamed}
-    lost = [n for n in schema.names if n in taken and (n, n) not in renamed and n not in [t for t, _ in renamed]]
+    taken = {PATH if ours == PLACE else ours for name, ours in renamed}
+    lost = [n for n in schema.names if n in taken and n not in [t for t, _ in renamed]]
     if lost:
         raise DiptychError(f'{where} has a column "{lost[0]}" beside the one to be called so; rename one of them')
     return renamed, tuple(texts) if len(texts) > 1 else ()
+
+
+def plainest(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
 
 
 def is_inside(kind: pa.DataType) -> bool:
@@ -304,14 +331,26 @@ def with_rows_of_csv(opened: Input, work: Path) -> Input:
 def _shards(paths: list[Path], source: str) -> Input:
     from diptych.curation.read import fields_of_shards, vectors_beside
 
-    names = names_of(paths)
+    names = [""] * len(paths) if are_curated(paths) else names_of(paths)
     pieces = [Piece(0, "tar", str(path), name) for path, name in zip(paths, names, strict=True)]
     many, extra = fields_of_shards(paths, PEEKED)
     text = pa.field("texts", pa.list_(pa.string())) if many else pa.field("text", pa.string())
     vectors = together([pa.schema([]), *map(pa.schema, vectors_beside(paths))], source)
     extra = [one for one in extra if one.name not in vectors.names]
     schema = pa.schema([pa.field("key", pa.string()), text, *extra, *vectors, pa.field(PLACE, PLACE_TYPE)])
-    return Input(source, tuple(pieces), schema, "places", sharded=True, digest=digest_of(paths))
+    beside = [table for path in paths if (table := path.with_suffix(".parquet")).is_file()]
+    return Input(source, tuple(pieces), schema, "places", sharded=True, files=states_of([*paths, *beside]))
+
+
+def are_curated(shards: Sequence[Path]) -> bool:
+    """Whether they are of one result of `curate`, where no key comes twice: they need no name of their shard."""
+    about = shards[0].parent / "run.json"
+    if len({path.parent for path in shards}) > 1 or not about.is_file():
+        return False
+    try:
+        return "recipe" in json.loads(about.read_text("utf-8"))
+    except ValueError:
+        return False
 
 
 def _pictures(folder: Path, source: str) -> Input:
@@ -332,8 +371,9 @@ def _pictures(folder: Path, source: str) -> Input:
         for start in range(0, len(words), PICTURES)
     ]
     schema = pa.schema([pa.field("key", pa.string()), text, pa.field(PLACE, PLACE_TYPE)])
-    digest = digest_of([folder / file for file in files])
-    return Input(source, tuple(pieces), schema, "places", sharded=True, digest=digest)
+    beside = [text for file in files if (text := (folder / file).with_suffix(".txt")).is_file()]
+    states = states_of([*(folder / file for file in files), *beside])
+    return Input(source, tuple(pieces), schema, "places", sharded=True, files=states)
 
 
 def first_rows(opened: Input, rows: int) -> Input:

@@ -26,7 +26,9 @@ SIGNS = (  # how the files of pictures begin, and their endings
     (b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\x00", "tif"),
     (b"MM\x00*", "tif"),
 )  # fmt: skip
-LEFT_OVER = re.compile(r"\.(\d{5}(\.tar|\.parquet|_stats\.json)|removed\.parquet|report\.(html|json)|run\.json)\..+")
+LEFT_OVER = re.compile(
+    r"\.(\d{5}(\.tar|\.parquet|_stats\.json)|removed\.parquet|metadata\.txt|report\.(html|json)|run\.json)\..+"
+)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from diptych.curation.run import Line
 
 SHOWN = 12  # examples of a reason
-REASONS = 4  # in a cell of the terminal's table
 
 
 def report_of(
@@ -45,26 +44,23 @@ def report_of(
 
 
 def table_of(lines: Sequence["Line"], title: str = "") -> Table:
-    """Stage, rows in and out, why rows went, time."""
+    """Stage, rows in and out, time."""
     columns = (
         Column("stage", number=False),
         Column("rows"),
         Column("removed"),
         Column("left"),
-        Column("why", number=False, drop=1),
-        Column("seconds", help="of all processes together", drop=2),
+        Column("seconds", help="of all processes together", drop=1),
     )
     rows = []
     for line in lines:
         removed = line.rows - line.kept
-        why = ", ".join(f"{count:,} {reason}" for reason, count in list(line.why.items())[:REASONS])
         rows.append(
             (
                 line.name,
                 Cell(f"{line.rows:,}", line.rows),
                 Cell(f"{removed:,}", removed, "" if removed else "muted"),
                 Cell(f"{line.kept:,}", line.kept),
-                why,
                 Cell(f"{line.seconds:.1f}", line.seconds, "muted"),
             )
         )

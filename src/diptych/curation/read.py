@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from diptych.curation.inputs import PLACE, PLACE_TYPE, Input, Piece
+from diptych.curation.inputs import PATH, PLACE, PLACE_TYPE, Input, Piece
 from diptych.data.pairs import MAX_TEXT, BadPair, cell_texts, need_texts, read_text
 from diptych.data.pictures import EXTENSIONS, BadPicture
 from diptych.data.shards import PICTURE, Shard, index_of, read_member
 from diptych.errors import DiptychError
 
 Aside = list[tuple[str, str]]  # (key, why) of rows that cannot be used
-TEXT_FIELDS = ("caption", "captions", "key")
+TEXT_FIELDS = ("caption", "captions", "key", "given_key")
 
 
 def read(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.RecordBatch]:
@@ -67,7 +67,7 @@ def _table(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.
         for name in batch.schema.names:
             ours, column = given.get(name, name), batch.column(name)
             if ours == PLACE:
-                columns[name], columns[PLACE] = _places(column, base)
+                columns[PATH], columns[PLACE] = _places(column, base)
             elif ours == "picture":
                 columns[ours] = _bytes(column, base)
             elif name not in joined:
@@ -122,20 +122,25 @@ def _keys(given: Any, piece: Piece, row: int, rows: int) -> pa.Array:
 
 def _places(column: pa.Array, base: Path) -> tuple[pa.Array, pa.Array]:
     """(paths as absolute words, their places). What is not named like a picture has no place: a table of strangers must
-    not carry off other files."""
-    words = [None if word is None else str(base / Path(word)) for word in column.to_pylist()]
-    places = [
-        {"file": word, "offset": 0, "size": -1} if word and Path(word).suffix.lower() in EXTENSIONS else None
-        for word in words
-    ]
+    not carry off other files; nor has an address."""
+    words, places = [], []
+    for word in column.to_pylist():
+        is_path = bool(word) and Path(word).suffix.lower() in EXTENSIONS and "://" not in word
+        words.append(str(base / Path(word).expanduser()) if is_path else word)
+        places.append({"file": words[-1], "offset": 0, "size": -1} if is_path else None)
     return pa.array(words, pa.string()), pa.array(places, PLACE_TYPE)
 
 
 def _bytes(column: pa.Array, base: Path) -> pa.Array:
-    """Bytes of pictures, or {"bytes", "path"} as `datasets` keeps them."""
+    """Bytes of pictures, or {"bytes", "path"} as `datasets` keeps them, of which one is there."""
     if not pa.types.is_struct(column.type):
         return column.cast(pa.binary())
-    return column.field("bytes").cast(pa.binary())
+    inside = column.field("bytes").cast(pa.binary())
+    if not inside.null_count or column.type.get_field_index("path") < 0:
+        return inside
+    _, places = _places(column.field("path").filter(inside.is_null()), base)
+    read = iter(bytes_at(places))
+    return pa.array([data if data is not None else next(read) for data in inside.to_pylist()], pa.binary())
 
 
 # -- shards, folders, archives -----------------------------------------------------------------------------------------
@@ -143,19 +148,21 @@ def _bytes(column: pa.Array, base: Path) -> pa.Array:
 
 def _shard(piece: Piece, opened: Input, size: int, aside: Aside) -> Iterator[pa.RecordBatch]:
     shard = index_of(Path(piece.path))
-    own = piece.name.removeprefix(f"{piece.source}-") if piece.source else piece.name
+    begin = f"{piece.source}-" if piece.source else ""
+    own = piece.name.removeprefix(begin)
     whole = piece.stop is None
     if whole:
-        aside += [(f"{piece.name}/{one.id}", one.reason.partition(" (")[0]) for one in shard.aside]
+        aside += [(f"{piece.name or shard.path.stem}/{one.id}", one.reason.partition(" (")[0]) for one in shard.aside]
     fields = [f.name for f in opened.schema if f.name not in ("key", "text", "texts", "source", PLACE)]
     beside = Beside(Path(piece.path), opened.schema)
     rows: list[dict[str, Any]] = []
     members: list[str] = []
     for n in range(len(shard) if whole else min(piece.stop or 0, len(shard))):
         word = str(shard.keys[n]).replace("/", "-")
-        key = word if word.startswith(own) and not piece.source else f"{piece.name}-{word.removeprefix(f'{own}-')}"
+        key = begin + (word if word.startswith(own) else f"{own}-{word}")
         try:
             pair = shard.pair(n)
+            key = begin + str(pair.extra.get("given_key", word)) if not own else key
         except BadPair as error:
             aside.append((key, str(error).rpartition(": ")[2]))
             continue

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -9,22 +10,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diptych import __version__
 from diptych.curation.engines import ENGINES, Engine, run_all
-from diptych.curation.inputs import PLACE, Input, first_rows, open_input, with_rows_of_csv
+from diptych.curation.inputs import PLACE, Input, State, first_rows, open_input, states_of, with_rows_of_csv
 from diptych.curation.output import Shards, clear_left_overs, schema_of, write_removed, write_shard
 from diptych.curation.piece import INPUT, Segment, load_counts, run_piece, save_counts
 from diptych.errors import DiptychError, nearest
 from diptych.files import write_atomically
-from diptych.methods.curate.parts.pipeline import Counts, Pipeline, Source, Stage, configure
+from diptych.methods.curate.parts.pipeline import Counts, Pipeline, Progress, Source, Stage, configure
 from diptych.methods.discover import find
 from diptych.report import Report
 
-Progress = Callable[[str, int, int], None]  # (what is done, pieces done, of)
+HASHED = 1 << 28  # bytes of a file that is read to know it again
 MERGED = 16  # counts of pieces that are in memory at a time
 
 
@@ -96,10 +98,13 @@ def curate(
             if out is None:
                 raise DiptychError("say where to put it: an OUT folder, or --dry-run")
             folder = Path(out).expanduser().absolute()
-            open_out(folder, identity)
+            open_out(folder, identity, opened.files)
             if (finished := finished_run(folder, pipeline)) is not None:
                 return finished
         work = folder / ".work"
+        for step in steps:
+            if isinstance(step, Stage):
+                step.prepare(folder, progress)
         opened = with_rows_of_csv(opened, work)
         if rows is not None:
             opened = first_rows(opened, rows)
@@ -211,16 +216,21 @@ def identity_of(
 
 
 def files_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the files that settings name: other entries are another run."""
+    """What the files are that settings name: other entries are another run. Of large files and folders, which nobody
+    wants to read at every start, sizes and times of change; of others the SHA-256."""
     found = {}
     for name, value in settings.items():
-        if isinstance(value, str) and value and Path(value).expanduser().is_file():
-            with open(Path(value).expanduser(), "rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        word = os.path.expanduser(value) if isinstance(value, str) else ""
+        path = Path(word)
+        if os.path.isfile(word) and path.stat().st_size <= HASHED:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif word and os.path.exists(word):
+            files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+            found[name] = hashlib.sha256(json.dumps(states_of(files) if files else {}).encode()).hexdigest()
     return found
 
 
-def open_out(folder: Path, identity: dict[str, Any]) -> None:
+def open_out(folder: Path, identity: dict[str, Any], files: Mapping[str, State]) -> None:
     """Start, or go on with the same. Raises DiptychError naming what differs."""
     about = folder / "run.json"
     if about.exists():
@@ -231,15 +241,37 @@ def open_out(folder: Path, identity: dict[str, Any]) -> None:
         if differs := [name for name in identity if found.get(name) != identity[name]]:
             first = differs[0]
             there, now = (json.dumps(which.get(first), ensure_ascii=False)[:80] for which in (found, identity))
+            what = f"{first}: {there} there, {now} now"
+            if first == "input":
+                what = changes(found.get("inputs", {}), files)
+            elif first == "files":
+                names = [name for name, state in identity["files"].items() if found[first].get(name) != state]
+                what = f"what {', '.join(names)} names has changed"
             raise DiptychError(
-                f"{folder} holds another run: {', '.join(differs)} differ ({first}: {there} there, {now} now); "
+                f"{folder} holds another run: {', '.join(differs)} differ ({what}); "
                 "choose another OUT, or ask for the same again to go on with it"
             )
         clear_left_overs(folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DiptychError(f"{folder} exists and is not a run of diptych; choose another OUT")
     else:
-        write_atomically(about, json.dumps(identity, indent=1).encode())
+        write_atomically(about, json.dumps({**identity, "inputs": files}, indent=1).encode())
+
+
+def changes(there: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> str:
+    """What became of files, the first few by name."""
+    said = [f"{name} is gone" for name in there if name not in now]
+    said += [f"{name} is new" for name in now if name not in there]
+    changed = [name for name in now if name in there and list(there[name]) != list(now[name])]
+    said += [f"{name} has changed: {state(there[name])} there, {state(now[name])} now" for name in changed]
+    more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+    touched = len(said) == len(changed) and all(there[name][0] == now[name][0] for name in changed)
+    hint = "; if it is a copy of the same, give it its old time again, as cp -p and rsync -t do" if touched else ""
+    return ", ".join(said[:3]) + more + hint
+
+
+def state(of: Sequence[int]) -> str:
+    return f"{of[0]:,} bytes of {datetime.fromtimestamp(of[1] / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
 def finished_run(folder: Path, pipeline: Pipeline) -> Curated | None:

@@ -94,6 +94,7 @@ def read_pairs(
         return scenes_of(int(found[1]), found[2].split(":")[1:])
     paths = expand(str(source))
     first = paths[0]
+    need_finished(first)
     if first.suffix == ".tar":
         pairs = read_shards(paths, str(source))
     elif first.is_dir() and is_dataset_folder(first):
@@ -116,6 +117,12 @@ def checked(pairs: Pairs) -> Pairs:
         first = f"; the first, {pairs.set_aside[0].id}: {pairs.set_aside[0].reason}" if pairs.set_aside else ""
         raise DiptychError(f"{pairs.source} holds no picture with a text ({len(pairs.set_aside)} set aside{first})")
     return pairs
+
+
+def need_finished(folder: Path) -> None:
+    """Refuse what `curate` has not written all of."""
+    if (folder / ".work").is_dir() and (folder / "run.json").is_file():
+        raise DiptychError(f"{folder} is a result of `diptych curate` that is not finished: give its command again")
 
 
 def summary(set_aside: Sequence[SetAside]) -> str:

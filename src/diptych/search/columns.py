@@ -1,15 +1,13 @@
 """The columns of an index: the standard ones, the user's own, and which cells fit them."""
 
 import math
-import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.errors import DiptychError, missing_extra
+from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,26 +39,6 @@ VECTORS = {
 KINDS = {TEXT: "text", WHOLE: "number", REAL: "number", YES_NO: "yes/no"}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 MOST = 200  # columns
-
-
-def connect(uri: str | Path, make: bool = False) -> Any:
-    """A LanceDB connection to a folder or to object storage. Raises DiptychError where it cannot be reached."""
-    os.environ.setdefault("LANCE_LOG", "error")  # its words to its own callers; read at the import
-    try:
-        import lancedb
-    except ImportError as error:
-        raise missing_extra("lancedb", "search", "an index") from error
-    place = str(uri) if "://" in str(uri) else str(Path(uri).expanduser().absolute())
-    try:
-        if make and "://" not in place:
-            Path(place).mkdir(parents=True, exist_ok=True)
-        return lancedb.connect(place)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DiptychError(f"cannot open {uri}: {error}") from error
-
-
-def tables_of(database: Any) -> list[str]:
-    return list(database.list_tables().tables)
 
 
 def compute() -> Any:

@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from diptych.data.pairs import BadPair
 from diptych.data.pictures import BadPicture
 from diptych.data.scan import SetAside
-from diptych.errors import TextCut
+from diptych.errors import DiptychError, TextCut
 from diptych.search.columns import cell_of, kind_of_cell
 from diptych.search.encoder import Encoder
 from diptych.search.filters import Filter, Many, Not, Test
@@ -96,7 +96,7 @@ def update(index: "Index", encoder: Encoder, source: Source, *, progress: Progre
     gone = [row["id"] for path, row in known.items() if path not in there]
     names = Names(index, source, known)
     digests = Digests(index, known, todo)
-    writer = Writer(index, encoder, digests, outcome)
+    writer = Writer(index, encoder, digests, names, outcome)
     for i, read in enumerate(read_ahead(encoder, todo, digests, outcome.seconds)):
         if isinstance(read, SetAside):
             outcome.set_aside.append(read)
@@ -130,10 +130,9 @@ def update_captions(
         warnings.simplefilter("ignore", TextCut)  # of one in each call
         for at in range(0, len(todo), COMMIT):
             some = todo[at : at + COMMIT]
-            index.caption([identifier for identifier, _ in some], encoder.texts([text for _, text in some]))
-            outcome.captions += len(some)
+            outcome.captions += index.caption(some, encoder.texts([text for _, text in some]))
             if tell:
-                tell(outcome.captions, len(todo))
+                tell(at + len(some), len(todo))
     outcome.seconds.captions = time.perf_counter() - start
     if cut := cuts.cut - before:
         limit = f"longer than the {encoder.clip.text.context_length} tokens that {encoder.clip.name} reads"
@@ -171,11 +170,22 @@ class Names:
         mine = Test("source", "=", (source.name,))
         other = Filter("", Many("or", (Not(mine), Test("source", "null"))))
         self.taken = set(index.select(other, ["id"])["id"].to_pylist())
-        self.source, self.known = source, known
+        self.index, self.source, self.known = index, source, known
 
     def of(self, item: Item) -> str:
-        if item.path in self.known:
-            return self.known[item.path]["id"]
+        return self.known[item.path]["id"] if item.path in self.known else self.new(item)
+
+    def change(self, rows: Sequence[dict[str, Any]], taken: Collection[str]) -> None:
+        """Other ids for the rows whose own other sources have taken."""
+        self.taken |= set(taken)
+        items = {item.path: item for item in self.source.items}
+        for row in rows:
+            if row["id"] in self.taken:
+                row["id"] = self.new(items[row["path"]])
+                if row["id"] in self.taken:
+                    raise DiptychError(f'{self.index.uri} has another picture with the id "{row["id"]}"')
+
+    def new(self, item: Item) -> str:
         name = item.name
         if name in self.taken:
             name = f"{Path(self.source.name).name}/{item.name}"
@@ -224,8 +234,8 @@ def read_item(encoder: Encoder, item: Item, digests: Digests) -> Read | SetAside
 class Writer:
     """Collects what was read: into the model a batch at a time, into the index a commit at a time."""
 
-    def __init__(self, index: "Index", encoder: Encoder, digests: Digests, outcome: Outcome) -> None:
-        self.index, self.encoder, self.digests, self.outcome = index, encoder, digests, outcome
+    def __init__(self, index: "Index", encoder: Encoder, digests: Digests, names: Names, outcome: Outcome) -> None:
+        self.index, self.encoder, self.digests, self.names, self.outcome = index, encoder, digests, names, outcome
         self.fresh: list[Read] = []
         self.copies: list[Read] = []
         self.rows: list[dict[str, Any]] = []
@@ -266,13 +276,21 @@ class Writer:
 
     def write(self) -> None:
         start = time.perf_counter()
-        like = [read.like or "" for read in self.copies]
-        vectors, sizes = self.index.vectors(like), {row["id"]: row for row in self.index.rows(like)}
-        for read, one in zip(self.copies, like, strict=True):
-            read.row.update(width=sizes[one]["width"], height=sizes[one]["height"])
+        columns = ["id", "digest", "width", "height", "vector"]
+        found = {row["id"]: row for row in self.index.fetch([read.like or "" for read in self.copies], columns)}
+        vectors = []
+        for read in self.copies:
+            like = found.get(read.like or "")
+            if like is None or like["digest"] != read.row["digest"]:  # another process has removed or changed it
+                pixels, size = self.encoder.pixels(read.item.read())
+                like = {"width": size[0], "height": size[1], "vector": self.encoder.pictures([pixels])[0]}
+            read.row.update(width=like["width"], height=like["height"])
+            vectors.append(np.asarray(like["vector"], np.float32))
         self.rows += [read.row for read in self.copies]
         if self.rows:
-            self.index.add(self.rows, np.stack([*self.vectors, *vectors]))
+            stacked = np.stack([*self.vectors, *vectors])
+            while taken := self.index.add(self.rows, stacked):  # by another process, for another source
+                self.names.change(self.rows, taken)
         self.digests.settled |= {row["digest"]: row["id"] for row in self.rows}
         self.outcome.copies += len(self.copies)
         self.rows, self.vectors, self.copies = [], [], []

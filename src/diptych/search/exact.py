@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diptych.errors import DiptychError
 from diptych.search.columns import compute
 
 if TYPE_CHECKING:
@@ -158,6 +159,14 @@ def first(scores: np.ndarray, k: int) -> np.ndarray:
     else:
         some = np.arange(len(scores))
     return some[np.lexsort((some, -scores[some]))]
+
+
+def unit(query: np.ndarray, dim: int) -> np.ndarray:
+    query = np.asarray(query, np.float32)
+    length = float(np.linalg.norm(query))
+    if query.shape != (dim,) or not np.isfinite(length) or length == 0:
+        raise DiptychError(f"a query is one vector of {dim} numbers, not all 0; not {query.shape}")
+    return query / np.float32(length)
 
 
 def room_for(rows: int) -> int:

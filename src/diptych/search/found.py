@@ -36,6 +36,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class How:
+    """How vectors are searched; see `Measured`."""
+
+    kind: str
+    effort: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class Info:
     model: Model
     dim: int

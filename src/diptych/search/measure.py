@@ -3,13 +3,14 @@
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.search.columns import tables_of
 from diptych.search.exact import first
-from diptych.search.found import Measured
+from diptych.search.found import How, Measured
+from diptych.search.storage import in_turn, open_table, plainly, tables_of
 
 if TYPE_CHECKING:
     from diptych.search.index import Index
@@ -30,26 +31,24 @@ def measure(index: "Index", space: str = "pictures", queries: int = QUERIES, see
     asked = drawn[0::2][: len(drawn) // 2] + drawn[1::2]
     asked = (asked / np.linalg.norm(asked, axis=1, keepdims=True)).astype(np.float32)
     truth = neighbours(index, space, asked)
-    kind, effort, half = index.kind(space), 0, len(asked) // 2
+    kind, rows, effort, half = index.kind(space), index.count(space), 0, len(asked) // 2
     if kind in LEAST:
         effort = LEAST[kind]
-        while effort < MOST and recall(index, space, asked[half:], truth[half:], (kind, effort))[0] < RECALL:
+        while effort < MOST and recall(index, space, asked[half:], truth[half:], How(kind, effort, rows))[0] < RECALL:
             effort *= 2
         effort *= 2  # what suffices for some queries is short for others
     asked, truth = asked[: max(half, 1)], truth[: max(half, 1)]
-    share, seconds = recall(index, space, asked, truth, (kind, effort))
-    return Measured(kind, index.count(space), share, 1000 * seconds, len(asked), effort, space)
+    share, seconds = recall(index, space, asked, truth, How(kind, effort, rows))
+    return Measured(kind, rows, share, 1000 * seconds, len(asked), effort, space)
 
 
-def recall(
-    index: "Index", space: str, asked: np.ndarray, truth: list[set[str]], how: tuple[str, int]
-) -> tuple[float, float]:
-    """(recall@10, seconds a query: the median); how: the kind of search and what a query spends."""
+def recall(index: "Index", space: str, asked: np.ndarray, truth: list[set[str]], how: How) -> tuple[float, float]:
+    """(recall@10, seconds a query: the median)."""
     found, times = [], []
     for query, right in zip(asked, truth, strict=True):
         start = time.perf_counter()
-        if how[1]:
-            hits = index.by_lance(query, NEIGHBOURS, None, space, how)
+        if how.effort:
+            hits = index.lance.by_vector(query, NEIGHBOURS, None, space, how)
         else:
             hits = index.by_vector(query, NEIGHBOURS, None, space)
         times.append(time.perf_counter() - start)
@@ -81,18 +80,25 @@ def sample(index: "Index", space: str, count: int, rng: np.random.Generator) -> 
     return rng.permutation(np.concatenate(found))
 
 
-def measured(database: Any, space: str) -> Measured | None:
-    """What was measured last."""
+def last_measured(database: Any, space: str) -> Measured | None:
+    """What was noted last."""
     if MEASURED not in tables_of(database):
         return None
-    rows = sorted(database.open_table(MEASURED).to_arrow().to_pylist(), key=lambda row: -row["at"])
+    table = in_turn(partial(open_table, database, MEASURED))
+    with plainly(database.uri):
+        rows = sorted(table.to_arrow().to_pylist(), key=lambda row: -row["at"])
     found = (Measured(**json.loads(row["found"])) for row in rows)
     return next((one for one in found if one.space == space), None)
 
 
-def note(database: Any, found: Measured) -> None:
-    row = [{"at": time.time_ns(), "found": json.dumps(asdict(found))}]
-    if MEASURED in tables_of(database):
-        database.open_table(MEASURED).add(row)
-    else:
-        database.create_table(MEASURED, row)
+def keep_measured(database: Any, found: Measured) -> None:
+    import pyarrow as pa
+
+    schema = pa.schema([("at", pa.int64()), ("found", pa.string())])
+
+    def keep() -> None:
+        with plainly(database.uri):
+            table = database.create_table(MEASURED, schema=schema, exist_ok=True)
+            table.add([{"at": time.time_ns(), "found": json.dumps(asdict(found))}])
+
+    in_turn(keep)

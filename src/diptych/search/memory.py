@@ -1,8 +1,5 @@
 """An index's rows in memory, for exact search: read once, then kept as they are on disk."""
 
-import os
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +7,13 @@ import numpy as np
 from diptych.search.columns import TABLE, VECTORS, compute
 from diptych.search.exact import Exact, Room, room_for
 from diptych.search.filters import literal
+from diptych.search.storage import written
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from diptych.search.index import Index
 
-SETTLED = 100_000_000  # nanoseconds after which a file's time of change is taken to be its last
 PICTURES, CAPTIONS = VECTORS["pictures"], VECTORS["captions"]
 
 
@@ -31,7 +28,7 @@ class Memory:
 
     def refresh(self) -> Exact:
         """The rows as they are on disk now: what others wrote is read, and no more than that."""
-        state, exact = self.state(), self.exact
+        state, exact = written(self.index.uri, TABLE), self.exact
         if exact is not None and state is not None and state == self.seen_state:
             return exact
         with self.index.lock:
@@ -59,32 +56,22 @@ class Memory:
                 exact.captions = exact.captions or self.read_captions(exact)
         return exact.captions
 
-    def state(self) -> int | None:
-        """When the table was last written to, in nanoseconds; None where that cannot be told from the folder.
-
-        File systems keep time in steps of some milliseconds, so a very recent time is no sure sign.
-        """
-        if "://" in self.index.uri:
-            return None
-        changed = os.stat(Path(self.index.uri).expanduser() / f"{TABLE}.lance" / "_versions").st_mtime_ns
-        return changed if time.time_ns() - changed > SETTLED else None
-
     def read_all(self, names: list[str]) -> Exact:
         import pyarrow as pa
 
         index, table = self.index, self.index.table
         exact = Exact.empty(index.dim, table.schema.empty_table().select(names), len(index))
-        for batch in table.search().select([*names, PICTURES]).limit(None).to_batches(8192):
+        for batch in index.pieces(table.search().select([*names, PICTURES])):
             exact = exact.added(vectors_of(batch, PICTURES)[0], pa.Table.from_batches([batch.select(names)]))
         return Exact(exact.pictures, exact.rows.combine_chunks())
 
     def read_captions(self, exact: Exact) -> Room:
-        keys = written(exact.rows).to_pylist()
+        keys = writings(exact.rows).to_pylist()
         place = {key: i for i, key in enumerate(keys)}
         store, there = np.zeros((room_for(exact.count), self.index.dim), np.float32), np.zeros(exact.count, bool)
-        for batch in self.index.latest().search().select(["id", "added", CAPTIONS]).limit(None).to_batches(8192):
+        for batch in self.index.pieces(self.index.latest().search().select(["id", "added", CAPTIONS])):
             vectors, said = vectors_of(batch, CAPTIONS)
-            for i, key in enumerate(written(batch).to_pylist()):
+            for i, key in enumerate(writings(batch).to_pylist()):
                 if said[i] and key in place:
                     store[place[key]], there[place[key]] = vectors[i], True
         return Room(store, exact.count, there)
@@ -92,8 +79,8 @@ class Memory:
     def read_changes(self, exact: Exact, names: list[str]) -> Exact:
         """A row is another one when its id or the time of its writing is."""
         pc = compute()
-        there = self.index.table.search().select(["id", "added"]).limit(None).to_arrow()
-        now, before = written(there), written(exact.living)
+        there = self.index.read(self.index.table.search().select(["id", "added"]).limit(None))
+        now, before = writings(there), writings(exact.living)
         gone = exact.living["id"].filter(pc.invert(pc.is_in(before, value_set=now))).to_pylist()
         fresh = there["id"].filter(pc.invert(pc.is_in(now, value_set=before))).to_pylist()
         if len(fresh) * 4 > len(exact):
@@ -102,13 +89,14 @@ class Memory:
         columns = [*names, PICTURES, *([CAPTIONS] if exact.captions else [])]
         for start in range(0, len(fresh), 500):
             some = ", ".join(literal(one) for one in fresh[start : start + 500])
-            found = self.index.table.search().where(f"`id` IN ({some})").select(columns).limit(None).to_arrow()
+            query = self.index.table.search().where(f"`id` IN ({some})").select(columns)
+            found = self.index.read(query.limit(None))
             said = vectors_of(found, CAPTIONS) if exact.captions else None
             exact = exact.added(vectors_of(found, PICTURES)[0], found.select(names), said)
         return exact
 
 
-def written(rows: Any) -> Any:
+def writings(rows: Any) -> Any:
     """Of a table or batch: what tells one writing of a row from another, as Arrow texts [N]."""
     return compute().binary_join_element_wise(rows["id"], rows["added"], "\0")
 

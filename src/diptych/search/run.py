@@ -9,6 +9,7 @@ from diptych.search.encoder import Encoder, combined
 from diptych.search.found import Hit
 from diptych.search.index import Index
 from diptych.search.sources import file_bytes, open_source
+from diptych.search.storage import Exists
 
 
 def index(
@@ -39,7 +40,7 @@ def index(
         encoder = Encoder.of(there.model, device)
     else:
         encoder = Encoder.open(model or "mini", device, base)
-    made = there or Index.create(db, encoder.model, encoder.dim)
+    made = there or created(db, encoder)
     made.check(encoder.model)
     if captions:
         made.hold_captions()
@@ -52,6 +53,13 @@ def index(
     if any(one.done or one.gone or one.captions for one in outcomes.values()) or made.info.measured is None:
         made.tidy()
     return made, outcomes
+
+
+def created(db: str | Path, encoder: Encoder) -> Index:
+    try:
+        return Index.create(db, encoder.model, encoder.dim)
+    except Exists:  # another process has, since we looked
+        return Index.open(db)
 
 
 def search(

@@ -27,6 +27,7 @@ CONTINUES = True
 EXAMPLES = """
 diptych curate
 diptych curate metaclip captions.parquet balanced --set metaclip.metadata=entries.txt --workers 2
+diptych curate metaclip captions.csv balanced --set metaclip.wordnet=/usr/share/wordnet --set metaclip.wiki=wiki.xml.bz2
 diptych curate metaclip "shards/{00000..00099}.tar" balanced --dry-run --rows 10000
 diptych curate laion ./archives candidates --stages links,language
 diptych curate mixing web=./web,books=./books mixed --engine ray
@@ -84,7 +85,7 @@ def run(given: argparse.Namespace) -> int:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=of)  # type: ignore[assignment]
                 if not errors.is_terminal:
-                    print(f"{what} ({of} pieces)", file=sys.stderr, flush=True)
+                    print(f"{what} ({of})", file=sys.stderr, flush=True)
             bars.update(tasks[what], completed=done, total=of)  # type: ignore[arg-type]
 
         done = curate(
@@ -110,11 +111,24 @@ def run(given: argparse.Namespace) -> int:
 
 
 def show(done: "Curated", console: "Console") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     from diptych.curation.pages import table_of
     from diptych.report.terminal import rich_table
 
     table, left_out = rich_table(table_of(done.lines), console.width)
     console.print(table)
+    reasons = Table.grid(padding=(0, 2, 0, 0))
+    reasons.add_column(no_wrap=True)
+    reasons.add_column(no_wrap=True, justify="right")
+    reasons.add_column()  # of as many lines as it takes
+    for line in done.lines:
+        for why, count in line.why.items():
+            reasons.add_row(Text(line.name), Text(f"{count:,}"), Text(why))
+    if reasons.rows:
+        console.print("\nWhy rows were removed:")
+        console.print(reasons)
     share = done.rows_out / max(1, done.rows_in)
     console.print(f"\n{done.rows_out:,} of {done.rows_in:,} rows are left ({share:.1%}), {done.seconds:.1f} s")
     if left_out:

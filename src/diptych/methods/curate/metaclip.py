@@ -4,8 +4,9 @@ Use it to make a CLIP-quality training set of a raw pool without another CLIP's 
 Run it last, after download, safety filters and deduplication: copies are counted too. Not for captions in a language
 that the list is not in, and not where the pool is already small and even: it only takes away.
 
-`metaclip.metadata` is a text file with an entry a line (or a JSON list, as the official one); `build_metadata` in
-parts/metadata.py makes it of WordNet and Wikipedia. A row with several `texts` keeps those that are drawn.
+`metaclip.metadata` is a text file with an entry a line (or a JSON list, as the official one). Without it the list is
+made of `metaclip.wordnet`, `metaclip.wiki` and `metaclip.titles` (any of them), and kept as metadata.txt in OUT. A row
+with several `texts` keeps those that are drawn.
 
 Xu et al., Demystifying CLIP Data, ICLR 2024, arXiv 2309.16671, algorithm 1. Published: ViT-B/16 on 400M pairs, 70.8 on
 ImageNet, against 68.3 of OpenAI's 400M.
@@ -14,6 +15,7 @@ ImageNet, against 68.3 of OpenAI's 400M.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,20 +23,32 @@ import pyarrow as pa
 from diptych.errors import DiptychError
 from diptych.methods.curate.parts.entries import Matcher, digest, read_entries
 from diptych.methods.curate.parts.head_tail import head_and_tail
-from diptych.methods.curate.parts.pipeline import Counts, Pipeline, Place, Stage, Verdict, chance_of
+from diptych.methods.curate.parts.metadata import build_metadata, files_of, write_entries
+from diptych.methods.curate.parts.named import ENTRIES, matches_of, set_column, texts_of, texts_within, with_texts
+from diptych.methods.curate.parts.pipeline import Counts, Pipeline, Place, Progress, Stage, Verdict, chance_of
 from diptych.report import Section
 
-ENTRIES = "entries"  # the column of numbers of named entries: a list a row; of several texts, a list a text
+SOURCES, LEAST = ("wordnet", "wiki", "titles"), ("least_count", "least_pmi", "least_views")
 
 
 @dataclass(frozen=True)
 class Config:
-    """metadata: the file of entries. t: matches of an entry up to which all are kept: a number, "inf" for no
-    balancing, or "auto": where entries below it have `tail` of all matches, as the published pool's have. online: keep
-    all rows and give each a `weight`, how likely it would be kept, for a trainer to draw by. case: whether "Dog" is
-    another word than "dog", as published."""
+    """metadata: the file of entries, or else what they are made of. wordnet: its dict folder. wiki: dumps
+    (pages-articles.xml.bz2), a file or a folder; of them words said at least `least_count` times, and pairs of words
+    with a PMI of at least `least_pmi` (no pair reaches the published 30 in less than 2^30 words). titles: page views, a
+    file or a folder, of which those with at least `least_views` in all.
+
+    t: matches of an entry up to which all are kept: a number, "inf" for no balancing, or "auto": where entries below it
+    have `tail` of all matches, as the published pool's have. online: keep all rows and give each a `weight`, how likely
+    it would be kept, for a trainer to draw by. case: whether "Dog" is another word than "dog", as published."""
 
     metadata: str = ""
+    wordnet: str = ""
+    wiki: str = ""
+    titles: str = ""
+    least_count: int = 100
+    least_pmi: float = 30.0
+    least_views: int = 70
     t: str = "20000"
     tail: float = 0.06
     online: bool = False
@@ -46,15 +60,21 @@ class MetaCLIP(Pipeline):
     needs = "texts (with pictures), and a list of entries"
 
     def stages(self, columns: Sequence[str], seed: int = 0) -> Sequence[Stage]:
-        if not self.config.metadata:
+        made_of = [name for name in SOURCES if getattr(self.config, name)]
+        if not (self.config.metadata or made_of):
             raise DiptychError(
-                "metaclip needs the list of entries: --set metaclip.metadata=FILE, a text file with one a line; "
-                "build_metadata in diptych.methods.curate.parts.metadata makes it of WordNet and Wikipedia"
+                "metaclip needs a list of entries: --set metaclip.metadata=FILE, a text file with one a line; or what "
+                "it is to be made of: --set metaclip.wordnet=FOLDER (Debian: wordnet-base, /usr/share/wordnet), "
+                "--set metaclip.wiki=enwiki-latest-pages-articles.xml.bz2, --set metaclip.titles=FOLDER of page views"
             )
+        if self.config.metadata and made_of:
+            raise DiptychError(f"metaclip.metadata is a finished list: leave metaclip.{made_of[0]} away, or metadata")
+        for name in made_of:
+            files_of(getattr(self.config, name))  # are they there?
         threshold(self.config.t, np.zeros(0), self.config.tail)  # is it one?
         column = "texts" if "texts" in columns else "text"
-        match = Match(self.config.metadata, column, self.config.case)
-        return [match, Balance(self.config, column, len(match.entries), seed)]
+        match = Match(self.config, column)
+        return [match, Balance(self.config, column, match, seed)]
 
 
 # -- which entries -----------------------------------------------------------------------------------------------------
@@ -63,12 +83,25 @@ class MetaCLIP(Pipeline):
 class Match(Stage):
     name, about = "match", "texts that name no entry"
 
-    def __init__(self, metadata: str, column: str, case: bool) -> None:
-        self.metadata, self.column, self.case = metadata, column, case
+    def __init__(self, config: Config, column: str) -> None:
+        self.config, self.column, self.metadata = config, column, config.metadata
         self.needs, self.adds = (column,), (ENTRIES,)
+        if self.metadata:
+            _ = self.entries  # a mistake in it is said now
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name not in ("entries", "matcher")}
+
+    def prepare(self, folder: Path, progress: Progress) -> None:
+        if self.metadata:
+            return
+        config, file, work = self.config, folder / "metadata.txt", folder / ".work" / "metadata"
+        if not file.exists():
+            entries = build_metadata(
+                **{name: getattr(config, name) for name in (*SOURCES, *LEAST)}, work=work, progress=progress
+            )
+            write_entries(entries, file)
+        self.metadata = str(file)
 
     @cached_property
     def entries(self) -> list[str]:
@@ -76,7 +109,7 @@ class Match(Stage):
 
     @cached_property
     def matcher(self) -> Matcher:
-        return Matcher(self.entries, self.case)
+        return Matcher(self.entries, self.config.case)
 
     def select(self, batch: pa.RecordBatch, place: Place, counts: Counts) -> Verdict:
         texts, rows = texts_of(batch, self.column)
@@ -88,46 +121,18 @@ class Match(Stage):
         return Verdict(batch, keep, np.where(keep, "", "names no entry").tolist(), tallies)
 
 
-def texts_of(batch: pa.RecordBatch, column: str) -> tuple[pa.Array, np.ndarray]:
-    """(all texts of the rows, the row of each)."""
-    texts = batch.column(column)
-    if column == "text":
-        return texts.cast(pa.string()), np.arange(batch.num_rows)
-    lengths = texts.value_lengths().fill_null(0).to_numpy()
-    return texts.flatten().cast(pa.string()), np.repeat(np.arange(batch.num_rows), lengths)
-
-
-def with_texts(
-    batch: pa.RecordBatch, column: str, texts: pa.Array, rows: np.ndarray, named: np.ndarray, entries: np.ndarray
-) -> pa.RecordBatch:
-    """Rows with their entries. named: how many each text has; of several texts those with none are left out."""
-    lists = pa.ListArray.from_arrays(offsets(named), pa.array(entries, pa.uint32()))
-    if column == "text":
-        return set_column(batch, ENTRIES, lists)
-    left = named > 0
-    starts = offsets(np.bincount(rows[left], minlength=batch.num_rows))
-    batch = set_column(batch, column, pa.ListArray.from_arrays(starts, texts.filter(pa.array(left))))
-    return set_column(batch, ENTRIES, pa.ListArray.from_arrays(starts, lists.filter(pa.array(left))))
-
-
-def offsets(lengths: np.ndarray) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-
-
-def set_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
-    at = batch.schema.get_field_index(name)
-    return batch.append_column(name, values) if at < 0 else batch.set_column(at, name, values)
-
-
 # -- how many of each --------------------------------------------------------------------------------------------------
 
 
 class Balance(Stage):
     name, about, counts = "balance", "texts of frequent entries that were not drawn", True
 
-    def __init__(self, config: Config, column: str, entries: int, seed: int) -> None:
-        self.config, self.column, self.entries, self.seed = config, column, entries, seed
+    def __init__(self, config: Config, column: str, match: Match, seed: int) -> None:
+        self.config, self.column, self.match, self.seed = config, column, match, seed
         self.needs, self.adds = (column, ENTRIES), (("weight",) if config.online else ())
+
+    def prepare(self, folder: Path, progress: Progress) -> None:
+        self.match.prepare(folder, progress)
 
     def count(self, batch: pa.RecordBatch, place: Place) -> Counts:
         entries, _, _ = matches_of(batch, self.column)
@@ -142,7 +147,7 @@ class Balance(Stage):
         return {"entry": found, "count": total}
 
     def finish(self, counts: Counts) -> Counts:
-        every = np.zeros(self.entries, np.uint64)
+        every = np.zeros(len(self.match.entries), np.uint64)
         every[counts["entry"]] = counts["count"]
         return {"count": every, "t": np.array(threshold(self.config.t, every, self.config.tail))}
 
@@ -168,7 +173,7 @@ class Balance(Stage):
         )
 
     def sections(self, counts: Counts, tallies: Mapping[str, int]) -> Sequence[Section]:
-        names = read_entries(self.config.metadata)
+        names = self.match.entries
         chance = probabilities(counts["count"], float(counts["t"]))
         kept = {int(k.rpartition("^")[2]): n for k, n in tallies.items() if k.startswith(TAIL)}
         return head_and_tail(names, digest(names), counts["count"], chance, float(counts["t"]), kept)
@@ -181,22 +186,6 @@ def tail_tallies(counts: np.ndarray, entries: np.ndarray) -> dict[str, int]:
     """Matches that are left, by how frequent their entries were, in powers of 2."""
     found = np.bincount(np.log2(np.maximum(counts[entries], 1).astype(np.float64)).astype(np.int64))
     return {f"{TAIL}{k}": int(n) for k, n in enumerate(found) if n}
-
-
-def matches_of(batch: pa.RecordBatch, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(entry of each match [M], its text [M], the row of each text [T])."""
-    lists = batch.column(ENTRIES)
-    rows = np.arange(batch.num_rows)
-    if column == "texts":
-        rows = np.repeat(rows, lists.value_lengths().to_numpy())
-        lists = lists.flatten()
-    texts = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())
-    return lists.flatten().to_numpy().astype(np.int64), texts, rows
-
-
-def texts_within(rows: np.ndarray) -> np.ndarray:
-    """The number of each text in its row; rows: sorted."""
-    return np.arange(len(rows)) - np.searchsorted(rows, rows)
 
 
 def threshold(t: str, counts: np.ndarray, tail: float) -> float:

@@ -25,6 +25,7 @@ from diptych.search.encoder import Encoder
 from diptych.search.export import extension
 from diptych.search.index import Index
 from diptych.search.sources import picture_at
+from diptych.search.storage import StorageError
 from diptych.search.web.batching import Batcher
 from diptych.search.web.download import TYPES, Downloads, rows_for
 from diptych.search.web.explorer import Explorer, Forgotten, version_of
@@ -154,7 +155,8 @@ def create_app(
 
     @app.exception_handler(DiptychError)
     async def mistake(_: Request, error: DiptychError) -> Response:
-        status = 410 if isinstance(error, Forgotten) else 422 if isinstance(error, BadPicture) else 400
+        kinds = ((Forgotten, 410), (BadPicture, 422), (StorageError, 503))
+        status = next((code for kind, code in kinds if isinstance(error, kind)), 400)
         return JSONResponse({"error": str(error)}, status)
 
     @app.exception_handler(HTTPException)

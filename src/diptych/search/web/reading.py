@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROOM = 1 << 24  # similarities in memory at a time: 64 MB
-DEEPEST, RANKINGS = 10_000, 64  # ids of a ranking by words, and rankings, kept
+DEEPEST, RANKINGS = 10_000, 64  # rows of a ranking, and rankings, kept
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Reading:
 
     def __init__(self, index: Index) -> None:
         self.index, self.version = index, -1
-        self.rankings: dict[Any, list[str]] = {}  # by words
+        self.rankings: dict[Any, list[Any]] = {}  # ids by words, (id, score) by Lance
         self.rows: pa.Table | None = None
         self.refresh()
 
@@ -76,9 +76,7 @@ class Reading:
         a ranking is asked for once, as deep as it may be read, and kept."""
         key = (words, where and where.where, max(stop, DEEPEST))
         if key not in self.rankings:
-            if len(self.rankings) >= RANKINGS:
-                self.rankings.pop(next(iter(self.rankings)), None)
-            self.rankings[key] = self.index.by_words(words, key[2], where)
+            self.keep(key, self.index.lance.by_words(words, key[2], where))
         return self.of(self.rankings[key][start:stop])
 
     def browse(self, where: Filter | None, start: int, stop: int) -> Slice:
@@ -96,7 +94,7 @@ class Reading:
         if self.exact is None:
             rows = self.index.rows(ids)
             vectors = self.index.vectors([row["id"] for row in rows])
-            return Slice(pa.Table.from_pylist(rows), vectors, None)
+            return Slice(pa.Table.from_pylist(rows, self.schema), vectors, None)
         places = self.exact.positions(ids)
         known = dict(zip(self.exact.rows["id"].take(places).to_pylist(), places.tolist(), strict=True))
         return self.at(np.array([known[one] for one in ids if one in known], dtype=np.int64))
@@ -136,8 +134,22 @@ class Reading:
         return Slice(self.rows.take(places), self.exact.pictures.matrix[places], scores)
 
     def by_lance(self, query: NDArray[np.float32], where: Filter | None, start: int, stop: int, space: str) -> Slice:
-        hits = self.index.search(query, stop, where=where, space=space)[start:]
-        part = self.of([hit.id for hit in hits])
-        if len(part.rows) != len(hits):
+        """A deeper search ranks otherwise: what the one before it did not find comes after, and nothing twice."""
+        key = (query.tobytes(), where and where.where, space)
+        found: list[tuple[str, float]] = self.rankings.get(key, [])
+        if len(found) < stop:
+            seen = {identifier for identifier, _ in found}
+            hits = self.index.search(query, stop, where=where, space=space)
+            found = [*found, *((hit.id, hit.score) for hit in hits if hit.id not in seen)][:stop]
+            if stop <= DEEPEST:
+                self.keep(key, found)
+        ids, scores = [one for one, _ in found[start:stop]], [score for _, score in found[start:stop]]
+        part = self.of(ids)
+        if len(part.rows) != len(ids):
             raise DiptychError("the index changed while it was searched; ask again")
-        return Slice(part.rows, part.vectors, np.array([hit.score for hit in hits], np.float32))
+        return Slice(part.rows, part.vectors, np.array(scores, np.float32))
+
+    def keep(self, key: Any, ranking: list[Any]) -> None:
+        if key not in self.rankings and len(self.rankings) >= RANKINGS:
+            self.rankings.pop(next(iter(self.rankings)), None)
+        self.rankings[key] = ranking

@@ -93,7 +93,8 @@ class Near(Stage):
         vectors = vectors_of(batch)
         if len(vectors) and vectors.shape[1] != texts.shape[1]:
             raise DiptychError(f"the embeddings have {vectors.shape[1]} numbers, those of the queries {texts.shape[1]}")
-        found = vectors @ texts.T if len(vectors) else np.zeros((0, len(texts)), np.float32)
+        # Not a product of matrices: the last bits of that depend on how many rows there are.
+        found = np.einsum("nd,qd->nq", vectors, texts) if len(vectors) else np.zeros((0, len(texts)), np.float32)
         return np.where(found >= np.float32(self.least), found, -np.inf)
 
     def chosen(self, cosines: np.ndarray, place: Place, counts: Counts) -> np.ndarray:

@@ -1,126 +1,230 @@
-"""The list of entries that captions are matched against, from sources that a user has: WordNet, Wikipedia's words.
+"""The list of entries that captions are matched against, from sources that a user has: WordNet, Wikipedia.
 
-    from diptych.methods.curate.parts.metadata import build_metadata, count_words, write_entries
-    words, pairs = count_words(open("wiki.txt"))
-    entries = build_metadata(wordnet="dict", unigrams=words, bigrams=pairs, titles=read_counts("titles.tsv"))
+    from diptych.methods.curate.parts.metadata import build_metadata, write_entries
+    entries = build_metadata(wordnet="/usr/share/wordnet", wiki="enwiki-latest-pages-articles.xml.bz2", titles="views/")
     print(write_entries(entries, "entries.txt"))
+
+Counts lie on disk, so that a whole Wikipedia takes the memory of a small one; a file that was counted is not counted
+again when the work is taken up after a stop.
 
 Xu et al., Demystifying CLIP Data, ICLR 2024, arXiv 2309.16671, section 3.1.
 """
 
-import gzip
 import itertools
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 
 from diptych.errors import DiptychError
 from diptych.files import write_atomically
 from diptych.methods.curate.parts.entries import digest
+from diptych.methods.curate.parts.pipeline import Progress
+from diptych.methods.curate.parts.tally import SCHEMA, Tally, summed
+from diptych.methods.curate.parts.wikipedia import Told, articles, lines, runs_of_words, without_markup
 
+pc: Any = pyarrow.compute  # its functions are made when it is loaded
 LIMIT = 500_000
+WORD, TITLE = 60, 255  # characters; what is longer is none
 PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-Pair = tuple[str, str]
 
 
 def build_metadata(
     *,
-    wordnet: str | Path | None = None,
-    unigrams: Mapping[str, int] | None = None,
-    bigrams: Mapping[Pair, int] | None = None,
-    titles: Mapping[str, int] | None = None,
+    wordnet: str | Path = "",
+    wiki: str | Path = "",
+    titles: str | Path = "",
     least_count: int = 100,
     least_pmi: float = 30.0,
     least_views: int = 70,
     limit: int = LIMIT,
+    work: Path | None = None,
+    progress: Progress = lambda what, done, of: None,
 ) -> list[str]:
     """Numbers 0 to 99, names of synsets, frequent words, bound pairs, viewed titles; the first `limit`, each once.
 
-    wordnet: its `dict` folder. Within a source the most frequent come first and equals in the order of the alphabet, so
-    that the cut is the same everywhere. bigrams: those whose PMI, log2 of n(ab) N / (n(a) n(b)) with the unigrams'
-    counts, is at least `least_pmi`. Titles with a ":" are pages about pages.
+    wordnet: its `dict` folder, or a text file with a synset a line (`hot_dog.n.01`). wiki: an XML dump, or plain text,
+    .bz2 and .gz or not; or a folder of such files. titles: Wikipedia's page views, or tables of a title, a tab and a
+    count; a file or a folder of them, which are summed. work: a folder where counts are kept until all is counted.
+
+    Within Wikipedia's sources the most frequent come first and equals in the order of the alphabet, so that the cut is
+    the same everywhere. Pairs are words side by side, with no sign between them, whose PMI, log2 of n(ab) N / (n(a)
+    n(b)), is at least `least_pmi`. Titles with a ":" are pages about pages. Raises DiptychError.
     """
-    sources: list[Iterable[str]] = [map(str, range(100))]
-    if wordnet is not None:
-        sources.append(synset_names(Path(wordnet).expanduser()))
-    if unigrams is not None:
-        sources.append(word for word, count in ordered(unigrams) if count >= least_count)
-    if bigrams is not None:
-        if unigrams is None:
-            raise DiptychError("the PMI of bigrams needs the counts of unigrams")
-        total = sum(unigrams.values())
-        bound = [pair for pair, count in ordered(bigrams) if pmi(count, pair, unigrams, total) >= least_pmi]
-        sources.append(map(" ".join, bound))
-    if titles is not None:
-        sources.append(title for title, views in ordered(titles) if views >= least_views and ":" not in title)
-    found = dict.fromkeys(entry for source in sources for entry in source if entry.strip() and entry not in PUNCTUATION)
+    found = dict.fromkeys(map(str, range(100)))
+    sources: list[Iterable[str]] = []
+    with ExitStack() as stack:
+        work = work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="diptych-metadata-")))
+        if wordnet:  # the quick one first: what is wrong with it is said now
+            sources.append(list(synset_names(Path(wordnet).expanduser())))
+        if titles:
+            count(read_views, files_of(titles), work / "titles", ("titles",), progress)
+        if wiki:
+            count(read_words, files_of(wiki), work / "wiki", ("words", "pairs"), progress)
+            sources += words_and_pairs(work / "wiki", least_count, least_pmi, limit)
+        if titles:
+            sources.append(frequent(work / "titles", "titles", least_views, limit))
+    found.update(dict.fromkeys(e for source in sources for e in source if e and e not in PUNCTUATION))
     return list(found)[:limit]
-
-
-def ordered(counts: Mapping[str, int] | Mapping[Pair, int]) -> list[tuple]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def pmi(count: int, pair: Pair, unigrams: Mapping[str, int], total: int) -> float:
-    """total: of all unigrams' counts. -inf where a word of the pair was not counted."""
-    first, second = (unigrams.get(word, 0) for word in pair)
-    if not (count and first and second):
-        return -math.inf
-    return math.log2(count * total / (first * second))
-
-
-def synset_names(folder: Path) -> Iterator[str]:
-    """The first word of every synset up to a ".", in small letters, in the order of the data files."""
-    files = [folder / f"data.{part}" for part in ("noun", "verb", "adj", "adv")]
-    for path in files:
-        if not path.is_file():
-            raise DiptychError(f"{path}: no such file; give WordNet's dict folder, with data.noun, data.verb, ...")
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if not line.startswith(" "):  # the licence
-                    word = line.split(" ", 5)[4].partition("(")[0]  # adjectives may say where they stand: "out(p)"
-                    yield word.lower().partition(".")[0].replace("_", " ")
-
-
-def count_words(lines: Iterable[str]) -> tuple[Counter[str], Counter[Pair]]:
-    """Words and pairs of neighbours in plain text, by its own blanks."""
-    words, pairs = Counter[str](), Counter[Pair]()
-    for line in lines:
-        found = line.split()
-        words.update(found)
-        pairs.update(itertools.pairwise(found))
-    return words, pairs
-
-
-def read_counts(*paths: str | Path) -> Counter[str]:
-    """Tables of a word, a tab and a count, or Wikipedia's page views (`en.wikipedia Title ... views`), summed."""
-    total = Counter[str]()
-    for path in map(Path, paths):
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                name, count = row_of(line.rstrip("\n"))
-                if count is None:
-                    raise DiptychError(f"{path}, line {number}: neither a word, a tab and a count nor page views")
-                if name:
-                    total[name] += count
-    return total
-
-
-def row_of(line: str) -> tuple[str, int | None]:
-    """("", 0) for a page of another language."""
-    word, tab, count = line.rpartition("\t")
-    if tab and count.isdigit():
-        return word, int(count)
-    parts = line.split(" ")
-    if len(parts) < 3 or not parts[2 if len(parts) < 5 else 4].isdigit():
-        return "", None
-    english = parts[0] in ("en", "en.m", "en.wikipedia")
-    views = int(parts[2] if len(parts) < 5 else parts[4])
-    return (parts[1].replace("_", " "), views) if english else ("", 0)
 
 
 def write_entries(entries: Sequence[str], path: str | Path) -> str:
     """An entry a line; -> the hash of the list, to publish beside it."""
     write_atomically(path, "".join(f"{entry}\n" for entry in entries).encode())
     return digest(entries)
+
+
+# -- WordNet -----------------------------------------------------------------------------------------------------------
+
+
+def synset_names(source: Path) -> Iterator[str]:
+    """The first word of every synset up to a ".", in small letters, in the order of the data files."""
+    listed = source.is_file()
+    for path in [source] if listed else [source / f"data.{part}" for part in ("noun", "verb", "adj", "adv")]:
+        if not path.is_file():
+            raise DiptychError(f"{path}: no such file; give WordNet's dict folder, with data.noun, data.verb, ...")
+        for number, line in enumerate(lines(path, lambda done: None), 1):
+            parts = line.split() if listed else line.split(" ", 5)
+            if line.startswith(" ") or not parts:  # the licence
+                continue
+            if not listed and (len(parts) < 6 or not parts[0].isdigit()):
+                raise DiptychError(f"{path}, line {number}: no synset; give WordNet's dict folder, version 3")
+            word = parts[0 if listed else 4].partition("(")[0]  # adjectives may say where they stand: "out(p)"
+            yield word.lower().partition(".")[0].replace("_", " ")
+
+
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def files_of(source: str | Path) -> list[Path]:
+    path = Path(source).expanduser()
+    found = sorted(one for one in path.iterdir() if one.is_file() and one.name[0] != ".") if path.is_dir() else [path]
+    if not found or not all(one.is_file() for one in found):
+        raise DiptychError(f"{path}: no such file or folder, or nothing in it")
+    return found
+
+
+def count(
+    read: Callable[[Path, Sequence[Tally], Told], None],
+    files: Sequence[Path],
+    folder: Path,
+    kinds: Sequence[str],
+    progress: Progress,
+) -> None:
+    """Each file into tallies of its own: `folder`/number/kind. A file is counted whole or not at all."""
+    of = sum(path.stat().st_size for path in files) >> 20
+    before = 0
+    for n, path in enumerate(files):
+        place = folder / f"{n:05d}"
+        if not (place / "done").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            tallies = [Tally(place / kind) for kind in kinds]
+            begin = before
+            read(path, tallies, lambda done, begin=begin: progress(f"count {folder.name}, MB", begin + done >> 20, of))
+            for tally in tallies:
+                tally.flush()
+            write_atomically(place / "done", b"")
+        before += path.stat().st_size
+        progress(f"count {folder.name}, MB", before >> 20, of)
+
+
+def read_words(path: Path, tallies: Sequence[Tally], told: Told) -> None:
+    words, pairs = tallies
+    none = True
+    for text in articles(path, told):
+        runs = [[word for word in run if len(word) <= WORD] for run in runs_of_words(without_markup(text))]
+        words.add(itertools.chain.from_iterable(runs))
+        pairs.add(" ".join(pair) for run in runs for pair in itertools.pairwise(run))
+        none = none and not runs
+    if none:
+        raise DiptychError(f"{path} holds no article: give a dump such as enwiki-latest-pages-articles.xml.bz2")
+
+
+def read_views(path: Path, tallies: Sequence[Tally], told: Told) -> None:
+    """A line that says nothing is left out, as Wikipedia's own files have some; a file that begins so is another."""
+    (titles,) = tallies
+    views: dict[str, int] = {}
+    for number, line in enumerate(lines(path, told), 1):
+        title, count = views_of(line.rstrip("\r"))
+        if count is None and number == 1:
+            raise DiptychError(
+                f"{path}, line 1: neither page views (`en Title 12 0`) nor a title, a tab and a count; a list of "
+                "titles alone does not say how often they are viewed"
+            )
+        if title and count and len(title) <= TITLE and ":" not in title:
+            views[title] = views.get(title, 0) + count
+        if len(views) > 100_000:
+            titles.add(views)
+            views = {}
+    titles.add(views)
+
+
+def views_of(line: str) -> tuple[str, int | None]:
+    """(title, its views); "" for a page of another language; None where it says nothing."""
+    word, tab, count = line.rpartition("\t")
+    if tab and count.isdecimal():
+        return " ".join(word.split()), int(count[:18])
+    parts = line.split(" ")
+    number = parts[2 if len(parts) < 5 else 4] if len(parts) > 2 else ""
+    if not number.isdecimal():
+        return "", None
+    english = parts[0] in ("en", "en.m", "en.wikipedia")
+    return " ".join(parts[1].replace("_", " ").split()) if english else "", int(number[:18])
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+class Most:
+    """The most frequent of many words, equals in the order of the alphabet: no more than can ever be in the list."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.table = SCHEMA.empty_table()
+
+    def add(self, words: pa.Array, counts: np.ndarray, at: np.ndarray) -> None:
+        """Those at some places [M] of words [N] with counts [N]."""
+        some = pa.table([words.take(pa.array(at)), counts[at]], schema=SCHEMA)
+        table = pa.concat_tables([self.table, some])
+        if len(table) > self.limit:
+            table = table.sort_by([("count", "descending"), ("word", "ascending")]).slice(0, self.limit)
+        self.table = table.combine_chunks()
+
+    def listed(self) -> list[str]:
+        return self.table.sort_by([("count", "descending"), ("word", "ascending")]).column("word").to_pylist()
+
+
+def frequent(folder: Path, kind: str, least: int, limit: int) -> list[str]:
+    """What was counted at least so often, the most frequent first."""
+    most = Most(limit)
+    for words, counts in summed(sorted(folder.glob(f"*/{kind}"))):
+        most.add(words, counts, np.flatnonzero(counts >= least))
+    return most.listed()
+
+
+def words_and_pairs(folder: Path, least_count: int, least_pmi: float, limit: int) -> list[list[str]]:
+    """Frequent words, and pairs that are bound. No word of a pair with that PMI is said more than N / 2^PMI times,
+    since n(ab) is at most n(a) and n(b)."""
+    places = sorted(folder.glob("*/words"))
+    total = sum(int(counts.sum()) for _, counts in summed(places))
+    rare_words, rare_counts = [pa.array([], pa.string())], [np.zeros(0, np.int64)]
+    for words, counts in summed(places):
+        at = np.flatnonzero(counts <= total / 2.0**least_pmi)
+        rare_words.append(words.take(pa.array(at)))
+        rare_counts.append(counts[at])
+    words, alone = pa.concat_arrays(rare_words), np.concatenate(rare_counts)
+    bound = Most(limit)
+    for pairs, counts in summed(sorted(folder.glob("*/pairs"))) if len(words) else ():
+        sides = pc.split_pattern(pairs, " ").flatten()
+        both = pc.index_in(sides, value_set=words).fill_null(-1).to_numpy().reshape(-1, 2)
+        at = np.flatnonzero((both >= 0).all(1))
+        n = alone[both[at]].astype(np.float64)
+        at = at[np.log2(counts[at] * float(total) / (n[:, 0] * n[:, 1])) >= least_pmi]
+        bound.add(pairs, counts, at)
+    return [frequent(folder, "words", least_count, limit), bound.listed()]

@@ -12,8 +12,9 @@ caption, `picture` the bytes of a picture file, `url`, `page_url`, `width`, `hei
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ import pyarrow as pa
 from diptych.methods.settings import changed
 from diptych.report import Section
 
+Progress = Callable[[str, int, int], None]  # (what is done, how much, of)
 Counts = dict[str, np.ndarray]  # plain arrays, so that they can be written and read without pickling
 
 
@@ -53,6 +55,10 @@ class Stage(ABC):
     needs: tuple[str, ...] = ()  # columns that it reads
     adds: tuple[str, ...] = ()  # columns that it makes; what the input had of that name goes, unless it is needed too
     counts: ClassVar[bool] = False  # whether it must count everything before it selects
+
+    def prepare(self, folder: Path, progress: Progress) -> None:  # noqa: B027 - most have nothing to make
+        """Once a run, before any row is read: make what takes long. What is written to `folder`, where the result will
+        be, is there for every worker and after a stop; what is written to its `.work`, until the end."""
 
     def count(self, batch: pa.RecordBatch, place: Place) -> Counts:
         """What `select` must know of these rows: plain arrays, no objects. Where no row comes, nothing is counted."""
