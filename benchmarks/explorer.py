@@ -170,7 +170,7 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
 
 
 def floor(made_by: Encoder, where: Path, texts: Sequence[str]) -> dict[str, float]:
-    matrix = Index.open(where).refresh().matrix
+    matrix = Index.open(where).memory.refresh().pictures.matrix
     model, product = [], []
     for text in texts:
         start = time.perf_counter()

@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ import numpy as np
 
 from diptych.engine.provenance import provenance
 from diptych.files import atomic, write_atomically
-from diptych.search import index as sizes
-from diptych.search.found import Model
+from diptych.search import lance as sizes
+from diptych.search.found import How, Model
 from diptych.search.index import Index
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -107,7 +108,7 @@ def build(rows: np.ndarray, table: list[dict[str, Any]], work: Path) -> dict[str
         shutil.copytree(work / "ours.lance", path)
         most = sizes.GRAPH_BYTES
         sizes.GRAPH_BYTES = 0 if path.name.startswith("ivf") else most
-        Index.open(path).index_vectors()
+        Index.open(path).lance.index_vectors()
         sizes.GRAPH_BYTES = most
 
     ip = faiss.METRIC_INNER_PRODUCT
@@ -157,7 +158,9 @@ def systems(rows: np.ndarray, where: str, allowed: np.ndarray | None, work: Path
     def graph(ef: int) -> Answer:
         """As a user's `search` asks it beyond the size for exact search."""
         large: Index = loaded["hnsw.lance"]
-        return lambda query: np.array([place[hit.id] for hit in large.by_lance(query, K, condition, ("hnsw", ef))])
+        how = How("hnsw", ef, len(rows))
+        found = partial(large.lance.by_vector, k=K, where=condition, how=how)
+        return lambda query: np.array([place[hit.id] for hit in found(query)])
 
     selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
 
@@ -317,8 +320,8 @@ def main() -> None:
     found = {}
     for name, where in FILTERS.items():
         condition = loaded["ours.lance"].filter(where)
-        allowed = None if condition is None else condition.mask(loaded["ours.lance"].refresh().rows)
-        ids = loaded["ours.lance"].refresh().rows["id"].to_pylist()
+        allowed = None if condition is None else condition.mask(loaded["ours.lance"].memory.refresh().rows)
+        ids = loaded["ours.lance"].memory.refresh().rows["id"].to_pylist()
         if allowed is not None:  # in the order of the rows
             order = np.array([loaded["place"][one] for one in ids])
             passed = np.zeros(len(rows), bool)

@@ -22,9 +22,9 @@ run.Encoder.open = run.Encoder.of = lambda *_: encoder
 embed.COMMIT = embed.BATCH = 4
 print("ready", flush=True)
 for line in sys.stdin:
-    db, folder = json.loads(line)
-    made, (outcome,) = (lambda made, done: (made, done.values()))(*run.index(folder, db))
-    counts = {name: getattr(outcome, name) for name in ("new", "changed", "gone", "same", "copies")}
+    db, folder, captions = json.loads(line)
+    made, (outcome,) = (lambda made, done: (made, done.values()))(*run.index(folder, db, captions=captions))
+    counts = {name: getattr(outcome, name) for name in ("new", "changed", "gone", "same", "copies", "captions")}
     print(json.dumps(counts | {"set_aside": len(outcome.set_aside)}), flush=True)
 """
 
@@ -35,10 +35,10 @@ class Writers:
     def __init__(self, processes: Sequence[subprocess.Popen[str]]) -> None:
         self.processes = processes
 
-    def start(self, db: str | Path, folders: Sequence[Path]) -> None:
+    def start(self, db: str | Path, folders: Sequence[Path], captions: bool = False) -> None:
         for process, folder in zip(self.processes, folders, strict=True):
             assert process.stdin
-            process.stdin.write(json.dumps([str(db), str(folder)]) + "\n")
+            process.stdin.write(json.dumps([str(db), str(folder), captions]) + "\n")
             process.stdin.flush()
 
     def done(self) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import uvicorn
 from fakes import COLOURS, colour_clip
 from PIL import Image
 
+from diptych.search.embed import Outcome, update_captions
 from diptych.search.encoder import Encoder
 from diptych.search.index import Index
 from diptych.search.web.app import create_app
@@ -31,8 +32,11 @@ def picture(colour: tuple[int, int, int], size: tuple[int, int] = (64, 48), seed
     return out.getvalue()
 
 
-def make_index(root: Path, each: int = 10, changes: Mapping[int, Mapping[str, Any]] = {}) -> tuple[Index, Encoder]:
-    """`each` pictures of each colour; row i is NAMES[i % 4]; changes: of row i. Every fifth is unsafe."""
+def make_index(
+    root: Path, each: int = 10, changes: Mapping[int, Mapping[str, Any]] = {}, captions: bool = False
+) -> tuple[Index, Encoder]:
+    """`each` pictures of each colour; row i is NAMES[i % 4]; changes: of row i. Every fifth is unsafe. captions: with
+    their embeddings."""
     encoder = Encoder(colour_clip())
     index = Index.create(root / "my.lance", encoder.model, encoder.dim)
     rows, vectors = [], []
@@ -53,6 +57,9 @@ def make_index(root: Path, each: int = 10, changes: Mapping[int, Mapping[str, An
         })  # fmt: skip
         vectors.append(encoder.picture(data))
     index.add(rows, np.stack(vectors))
+    if captions:
+        index.hold_captions()
+        update_captions(index, encoder, Outcome())
     return index, encoder
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from diptych.errors import DiptychError
 from diptych.search import index as module
+from diptych.search import lance
 from diptych.search.found import Model
 from diptych.search.index import Index
 
@@ -135,6 +136,122 @@ def test_words_that_only_the_other_ranking_would_cut_off_come_with_their_rows(ma
     assert far.row["text"] == "zebra" and far.score == pytest.approx(-1, abs=1e-5) and "vector" not in far.row
 
 
+# -- captions ----------------------------------------------------------------------------------------------------------
+
+
+def captioned(index, seed=50):
+    """Every row but each third has a caption's vector; -> id -> it, unit."""
+    index.hold_captions()
+    ids = [f"p/{i}.jpg" for i in range(40) if i % 3]
+    vectors = vectors_of(len(ids), seed)
+    texts = [(row["id"], row["text"]) for row in index.rows(ids)]
+    assert index.caption(texts, vectors * 3) == len(ids)  # their length does not matter
+    return dict(zip(ids, vectors, strict=True))
+
+
+def by_loop(said, query, k, allowed=lambda one: True):
+    scores = {one: sum(float(a) * float(b) for a, b in zip(v, query, strict=True)) for one, v in said.items()}
+    return sorted((one for one in scores if allowed(one)), key=lambda one: -scores[one])[:k], scores
+
+
+def test_captions_are_found_by_their_cosine_and_rows_without_one_are_not(made):
+    before = [hit.id for hit in made.search(vectors_of(40)[3], 40)]
+    said, query = captioned(made), vectors_of(1, seed=77)[0]
+    assert made.memory.exact and made.memory.exact.captions is None, "no memory is taken before they are asked for"
+    expected, scores = by_loop(said, query, 100)
+    hits = made.search(query, 100, space="captions")
+    assert [hit.id for hit in hits] == expected and len(expected) == 26
+    assert [hit.score for hit in hits] == pytest.approx([scores[one] for one in expected], abs=1e-6)
+    assert "text_vector" not in hits[0].row and "text_vector" not in made.columns
+    large = by_loop(said, query, 5, lambda one: int(one[2:-4]) >= 20)[0]
+    assert [hit.id for hit in made.search(query, 5, where=made.filter("width >= 200"), space="captions")] == large
+    assert [hit.id for hit in made.search(vectors_of(40)[3], 40)] == before, "pictures are found as ever"
+    assert (made.info.captions, made.count("captions"), made.info.rows) == (26, 26, 40)
+
+
+def test_captions_and_words_are_one_ranking(made, monkeypatch):
+    monkeypatch.setattr(module, "DEEP", 3)
+    said = captioned(made)
+    made.add(
+        [{"id": "harbour", "text": "the harbour of Hamburg"}, {"id": "later", "text": "Hamburg"}], vectors_of(2, 9)
+    )
+    made.caption([("harbour", "the harbour of Hamburg")], -said["p/4.jpg"][None])
+    hits = {hit.id: hit for hit in made.search(said["p/4.jpg"], 3, text="hamburg", space="captions")}
+    assert "p/4.jpg" in hits and hits["harbour"].score == pytest.approx(-1, abs=1e-5)
+    assert "later" not in hits and "text_vector" not in hits["harbour"].row
+
+
+def test_an_index_without_captions_says_how_to_get_them(made):
+    assert made.info.captions is None
+    with pytest.raises(DiptychError, match=r"diptych index \.\.\. --db .*x\.lance --captions"):
+        made.search(vectors_of(1)[0], space="captions")
+    with pytest.raises(DiptychError, match='not in "caption"; did you mean "captions"'):
+        made.search(vectors_of(1)[0], space="caption")
+    with pytest.raises(DiptychError, match="cannot name a column"):
+        made.add([{"id": "s", "text_vector": "mine"}], vectors_of(1))
+    made.hold_captions()
+    assert made.search(vectors_of(1)[0], space="captions") == [] and made.info.captions == 0
+    with pytest.raises(DiptychError, match=r"the vector of p/1\.jpg has no direction"):
+        made.caption([("p/1.jpg", "a green thing")], np.zeros((1, DIM)))
+
+
+def test_a_row_keeps_the_vector_of_its_text_and_of_no_other(made):
+    said, other = captioned(made), vectors_of(1, seed=9)
+    made.search(other[0], space="captions")
+    made.add([{"id": "p/1.jpg", "text": "a green thing"}, {"id": "p/2.jpg", "text": "changed"}], vectors_of(2, seed=5))
+    made.add([{"id": "p/4.jpg"}, {"id": "new", "text": "new"}], vectors_of(2, seed=6))
+    assert sorted(made.uncaptioned())[:2] == [("new", "new"), ("p/0.jpg", "a red thing")]
+    assert ("p/2.jpg", "changed") in made.uncaptioned() and len(made.uncaptioned()) == 14 + 2
+    del said["p/2.jpg"], said["p/4.jpg"]
+    for index in (made, Index.open(made.uri)):
+        assert [hit.id for hit in index.search(other[0], 100, space="captions")] == by_loop(said, other[0], 100)[0]
+    made.add([{"id": "blank", "text": " \n"}, {"id": "p/2.jpg"}, {"id": "new"}], vectors_of(3, seed=8))
+    assert len(made.uncaptioned()) == 14, "a blank is no caption"
+
+
+def test_another_handle_sees_captions_as_they_come(made):
+    reader, query = Index.open(made.uri), vectors_of(1, seed=77)[0]
+    assert len(reader.search(query, 100)) == 40
+    said = captioned(made)
+    assert [hit.id for hit in reader.search(query, 100, space="captions")] == by_loop(said, query, 100)[0]
+    room = reader.memory.exact.captions
+    said["p/0.jpg"] = vectors_of(1, seed=78)[0]
+    texts = [("p/0.jpg", "a red thing"), ("unknown", "who?")]
+    assert made.caption(texts, np.stack([said["p/0.jpg"], query])) == 1
+    made.add([{"id": "p/2.jpg", "text": "changed"}], vectors_of(1, seed=5))
+    del said["p/2.jpg"]
+    assert [hit.id for hit in reader.search(query, 100, space="captions")] == by_loop(said, query, 100)[0]
+    assert reader.memory.exact.captions.store is room.store, "only what changed was read"
+    assert len(made) == 40
+
+
+def test_captions_beyond_the_size_for_exact_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "EXACT_BYTES", 10_000)
+    index = Index.create(tmp_path / "large.lance", MODEL, 16)
+    centres = vectors_of(30, dim=16)
+    said = centres[np.arange(3000) % 30] + 0.3 * vectors_of(3000, seed=1, dim=16)
+    said /= np.linalg.norm(said, axis=1, keepdims=True)
+    index.add([{"id": str(i), "text": "t" if i % 2 else None} for i in range(3000)], vectors_of(3000, seed=2, dim=16))
+    index.hold_captions()
+    todo = index.uncaptioned()
+    index.caption(todo[:100], said[[int(one) for one, _ in todo[:100]]])
+    index.tidy()
+    assert index.kind("captions") == "" and index.kind() == "hnsw", "so few need no graph"
+    assert index.search(said[int(todo[3][0])], 1, space="captions")[0].id == todo[3][0]
+    index.caption(todo[100:], said[[int(one) for one, _ in todo[100:]]])
+    index.tidy()
+    assert index.kind("captions") == "hnsw" and index.memory.exact is None
+    for query in said[:6]:
+        right = {str(i) for i in np.argsort(-np.where(np.arange(3000) % 2, said @ query, -9))[:10]}
+        hits = index.search(query, 10, space="captions")
+        assert len({hit.id for hit in hits} & right) >= 9
+        assert hits[0].score == pytest.approx(float(said[int(hits[0].id)] @ query), abs=1e-4)
+    assert len(index.search(said[0], 2500, space="captions")) == 1500
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
 def test_another_model_is_refused_by_name(made):
     made.check(MODEL)
     with pytest.raises(DiptychError, match=r'by the model "fake" \(aaaaaaaaaaaa\), but was asked with "other" \(bbb'):
@@ -212,7 +329,7 @@ def test_tidy_measures_and_keeps_everything(made):
 @pytest.mark.parametrize(("kind", "graph_bytes"), [("hnsw", 1 << 30), ("ivf_pq", 10_000)])
 def test_beyond_the_size_for_exact_search_lance_is_probed_and_recall_measured(tmp_path, monkeypatch, kind, graph_bytes):
     monkeypatch.setattr(module, "EXACT_BYTES", 10_000)
-    monkeypatch.setattr(module, "GRAPH_BYTES", graph_bytes)
+    monkeypatch.setattr(lance, "GRAPH_BYTES", graph_bytes)
     index = Index.create(tmp_path / "large.lance", MODEL, 16)
     centres = vectors_of(30, dim=16)
     vectors = centres[np.arange(3000) % 30] + 0.3 * vectors_of(3000, seed=1, dim=16)
@@ -223,7 +340,7 @@ def test_beyond_the_size_for_exact_search_lance_is_probed_and_recall_measured(tm
     measured = index.info.measured
     assert measured and measured.kind == kind and measured.effort > 0
     assert 0.95 <= measured.recall10 <= 1
-    assert index.exact is None  # nothing of it was read into memory
+    assert index.memory.exact is None  # nothing of it was read into memory
     found = {hit.id for hit in index.search(vectors[7], 10, where=index.filter("width >= 1000"))}
     scores = vectors[1000:] @ vectors[7]
     assert len(found & {str(1000 + i) for i in np.argsort(-scores)[:10]}) >= 8

@@ -67,6 +67,9 @@ def test_indexed_updated_searched_and_served(server, encoder, tmp_path):
     hits = run.search(db, "blue", where="width > 20")
     assert [hit.id for hit in hits] == ["red/new.png"]
     assert "yellow" in {hit.row["label"] for hit in run.search(db, "blue", words="yellow", k=4)}
+    assert run.index(photos, db, captions=True)[1][str(photos)].captions == 19
+    said = run.search(db, "green", space="captions", k=100)
+    assert [hit.row["label"] for hit in said[:5]] == ["green"] * 5 and len(said) == 19
     with pytest.raises(DiptychError, match='by the model "colours"'):
         Index.open(db).check(Model("other", "b" * 32))
     with served(tmp_path, Index.open(db), encoder) as address, httpx.Client(base_url=address) as client:

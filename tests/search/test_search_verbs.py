@@ -88,6 +88,32 @@ def test_filters_and_columns(made, capsys):
     assert code == 2 and "does not read" in err
 
 
+def test_captions_are_embedded_when_asked_and_then_kept_up_to_date(tmp_path, capsys):
+    photos, db = colour_folder(tmp_path / "photos", each=3, noise=30), tmp_path / "c.lance"
+    for i, words in enumerate(("a green circle on black", "a red square", "a blue triangle")):
+        (photos / "red" / f"{i}.txt").write_text(words)
+    words = ("index", photos, "--db", db, "--device", "cpu")
+    code, out, _ = run(capsys, *words, "--model", "micro")
+    assert code == 0 and '12 pictures by "micro"' in out
+    code, _, err = run(capsys, "search", db, "a green circle", "--in", "captions")
+    assert code == 2 and f"`diptych index ... --db {db} --captions`" in err
+    code, out, _ = run(capsys, *words, "--captions")
+    assert code == 0 and "12 as before; 3 captions in " in out and '12 pictures and 3 captions by "micro"' in out
+    rows = found(capsys, db, "a green circle", "--in", "captions")
+    assert rows[0]["id"] == "red/0.png" and len(rows) == 3 and not {"vector", "text_vector"} & set(rows[0])
+    assert len(found(capsys, db, "--like", photos / "red" / "1.png", "--in", "captions")) == 3
+    same = found(capsys, db, "a green circle on black", "--in", "captions", "--where", "text like '%circle%'")
+    assert [row["id"] for row in same] == ["red/0.png"] and same[0]["score"] == pytest.approx(1, abs=1e-4)
+    (photos / "blue" / "0.txt").write_text("a yellow circle")
+    _, out, _ = run(capsys, *words, "--json")  # the index knows that it holds them
+    report = json.loads(out)
+    (one,) = report["sources"]
+    assert (one["changed"], one["copies"], one["captions"], report["index"]["captions"]) == (1, 1, 1, 4)
+    assert found(capsys, db, "a yellow circle", "--in", "captions")[0]["id"] == "blue/0.png"
+    _, out, _ = run(capsys, "search", db, "--columns")
+    assert "vector" not in out
+
+
 def test_a_contact_sheet(made, capsys, tmp_path):
     out = tmp_path / "sheet.png"
     code, _, _ = run(capsys, "search", made / "my.lance", "a circle", "--k", 7, "--out", out, "--device", "cpu")

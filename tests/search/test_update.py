@@ -15,9 +15,9 @@ from PIL import Image
 
 from diptych.core.clip import CLIP
 from diptych.data.pictures import BadPicture
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, TextCut
 from diptych.search import embed, sources
-from diptych.search.embed import update
+from diptych.search.embed import Outcome, update, update_captions
 from diptych.search.encoder import Encoder, combined
 from diptych.search.index import Index
 from diptych.search.sources import open_source, picture_at
@@ -76,6 +76,94 @@ def test_a_folder_twice_is_the_same(index, encoder, photos):
     np.testing.assert_allclose(row["vector"], direct / np.linalg.norm(direct), atol=1e-6)
     found = [hit.row["label"] for hit in index.search(encoder.texts(["a blue photo"])[0], 4)]
     assert found.count("blue") >= 3
+
+
+class Said(Counted):
+    """Notes the texts that the model reads, and stops at one."""
+
+    def __init__(self, clip: CLIP, stop_at: str = "") -> None:
+        super().__init__(clip)
+        self.said, self.stop_at = [], stop_at
+
+    def texts(self, texts):
+        if self.stop_at in texts:
+            raise KeyboardInterrupt
+        self.said += texts
+        return super().texts(texts)
+
+
+def embedded(index, encoder):
+    """(how many captions, the texts that the model read for them)."""
+    encoder.said, outcome = [], Outcome()
+    update_captions(index, encoder, outcome)
+    assert outcome.seconds.captions > 0 and outcome.seconds.whole == 0
+    return outcome.captions, sorted(encoder.said)
+
+
+def check_captions(index, encoder):
+    """Every row has its own text's vector, or none where it has no text."""
+    for row in index.select(None, ["text", "text_vector"]).to_pylist():
+        assert (row["text_vector"] is None) == (row["text"] is None)
+        if row["text"]:
+            np.testing.assert_allclose(row["text_vector"], encoder.texts([row["text"]])[0], atol=1e-6)
+
+
+def test_captions_are_embedded_once_and_again_when_they_change(index, photos, tmp_path):
+    encoder = Said(colour_clip())
+    for i in range(3):
+        (photos / "red" / f"{i}.txt").write_text(f"red {i}")
+    update(index, encoder, open_source(str(photos)))
+    assert encoder.said == [], "nobody asked for it"
+    index.hold_captions()
+    index.hold_captions()
+    assert embedded(index, encoder) == (3, ["red 0", "red 1", "red 2"])
+    assert embedded(index, encoder) == (0, []) and index.info.captions == 3
+    (photos / "red" / "0.txt").write_text("blue now")
+    (photos / "red" / "1.txt").unlink()
+    (photos / "green" / "0.txt").write_text("a green one")
+    os.utime(photos / "red" / "2.png", (2e9, 2e9))  # as it was
+    other = shutil.copytree(photos, tmp_path / "backup")
+    (other / "red" / "0.txt").write_text("the copy's own")
+    assert counts(update(index, encoder, open_source(str(photos)))) == {"changed": 4, "copies": 4, "same": 16}
+    assert counts(update(index, encoder, open_source(str(other)))) == {"new": 20, "copies": 20}
+    assert encoder.seen == 20
+    found = ["a green one", "a green one", "blue now", "red 2", "the copy's own"]
+    assert embedded(index, encoder) == (5, found)
+    check_captions(index, encoder)
+    best = index.search(encoder.texts(["blue"])[0], 1, space="captions")
+    assert [hit.id for hit in best] == ["red/0.png"]
+
+
+def test_captions_go_on_where_they_were_stopped(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(embed, "COMMIT", 3)
+    for i in range(5):
+        for colour in COLOURS:
+            (photos / colour / f"{i}.txt").write_text(f"{colour} number {i}")
+    encoder = Said(colour_clip())
+    index = Index.create(tmp_path / "stopped.lance", encoder.model, encoder.dim)
+    update(index, encoder, open_source(str(photos)))
+    index.hold_captions()
+    stopping = Said(colour_clip(), index.uncaptioned()[10][1])
+    with pytest.raises(KeyboardInterrupt):
+        update_captions(index, stopping, Outcome())
+    again = Index.open(index.uri)
+    assert again.info.captions == 9 and len(again.search(encoder.texts(["red"])[0], 20, space="captions")) == 9
+    done, read = embedded(again, encoder)
+    assert done == 11 and not set(read) & set(stopping.said)
+    assert counts(update(again, encoder, open_source(str(photos)))) == {"same": 20}
+    check_captions(again, encoder)
+
+
+def test_captions_that_are_cut_are_counted_and_said_once(index, photos, monkeypatch):
+    monkeypatch.setattr(embed, "COMMIT", 1)
+    for i in range(3):
+        (photos / "red" / f"{i}.txt").write_text(f"{'red ' * 40 * (i % 2 == 0)}{i}")
+    encoder = Said(colour_clip())
+    update(index, encoder, open_source(str(photos)))
+    index.hold_captions()
+    with pytest.warns(TextCut, match="2 different captions are longer than the 32 tokens that colours reads") as said:
+        update_captions(index, encoder, Outcome())
+    assert len(said) == 1
 
 
 def test_new_changed_and_gone(index, encoder, photos):
@@ -292,8 +380,9 @@ def test_sources_without_pictures(tmp_path):
 
 
 def test_names_of_columns():
-    found = [sources.column_name(one) for one in ("WIDTH", "Caption", "my score (2)", "vector", "id", "_x", "9", "né")]
-    assert found == ["width", "text", "my_score_2", None, None, "x", None, "n"]
+    names = ("WIDTH", "Caption", "my score (2)", "vector", "text-vector", "id", "_x", "9", "né")
+    found = [sources.column_name(one) for one in names]
+    assert found == ["width", "text", "my_score_2", None, None, None, "x", None, "n"]
 
 
 def test_what_is_not_wanted_goes_down_and_what_is_wanted_stays_up(encoder):

@@ -16,6 +16,8 @@ from fakes import COLOURS
 from PIL import Image
 from web_world import NAMES, make_index, picture, served
 
+from diptych.search import index as indexing
+from diptych.search.embed import Outcome, update_captions
 from diptych.search.web import explorer as exploring
 from diptych.search.web.explorer import Explorer
 from diptych.search.web.schema import Ask
@@ -106,6 +108,107 @@ def test_words_are_found_as_words(ask):
 
 def test_without_a_question_it_browses(ask):
     assert ids(ask(limit=5)) == [f"pictures/{i:03d}.jpg" for i in range(5)]
+
+
+# -- captions --------------------------------------------------------------------------------------------------------
+
+# Captions that say another colour than the picture has; every seventh picture has none.
+SAID = {i: {"text": f"{NAMES[(i + 1) % 4]} number {i}" if i % 7 else None} for i in range(40)}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return make_index(tmp_path_factory.mktemp("captions"), 10, SAID, captions=True)
+
+
+def answers(world: tuple[Any, Any], *questions: dict[str, Any]) -> list[Any]:
+    return Explorer(*world).answer([Ask.model_validate({"fold": False, "safe": False, **one}) for one in questions])
+
+
+def by_caption(world: tuple[Any, Any], query: Any) -> list[str]:
+    """Ids by the cosine of a plain loop, of the rows that have a caption."""
+    rows = world[0].select(None, ["id", "text"]).to_pylist()
+    vectors = {row["id"]: world[1].texts([row["text"]])[0].astype(np.float64) for row in rows if row["text"]}
+    return sorted(vectors, key=lambda one: -float(vectors[one] @ query))
+
+
+def test_captions_are_compared_by_what_they_mean(said):
+    index, encoder = said
+    (found,) = answers(said, {"text": "a red thing", "space": "captions", "limit": 40})
+    expected = by_caption(said, encoder.texts(["a red thing"])[0])
+    assert [one.id for one in found.results] == expected and len(expected) == 34
+    assert {one.row["label"] for one in found.results[:8]} == {"yellow"}, "what is said, not what is seen"
+    assert not {"vector", "text_vector"} & set(found.results[0].row)
+    hits = index.search(encoder.texts(["a red thing"])[0], 40, space="captions")
+    assert [round(hit.score, 4) for hit in hits] == [one.score for one in found.results]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_captions_are_filtered_folded_paged_and_asked_by_a_picture(said, large, monkeypatch: pytest.MonkeyPatch):
+    if large:
+        monkeypatch.setattr(indexing, "EXACT_BYTES", 0)
+        said = indexing.Index.open(said[0].uri), said[1]
+    space = {"space": "captions"}
+    like = by_caption(said, said[0].vectors(["pictures/001.jpg"])[0])
+    plain, first, second, filtered, safe, near, folded = answers(
+        said, {"text": "green", **space, "limit": 40}, {"text": "green", **space, "limit": 20},
+        {"text": "green", **space, "limit": 20, "offset": 20},
+        {"text": "green", **space, "filters": [{"column": "width", "least": 50}], "limit": 40},
+        {"text": "green", **space, "safe": True, "limit": 40}, {"like": ["pictures/001.jpg"], **space, "limit": 40},
+        {"text": "green", **space, "fold": True, "limit": 40},
+    )  # fmt: skip
+    order = [one.id for one in plain.results]
+    assert [one.id for one in first.results + second.results] == order and second.next is None and len(order) == 34
+    wide = [one.id for one in plain.results if one.row["width"] >= 50]
+    assert [one.id for one in filtered.results] == wide and 0 < len(wide) < 34
+    assert [one.id for one in safe.results] == [one.id for one in plain.results if one.row["punsafe"] <= 0.5]
+    assert [one.id for one in near.results] == like
+    shown = [one.id for one in folded.results]
+    vectors = said[0].vectors(shown)
+    assert sorted(shown + [one for below in folded.results for one in below.folded]) == sorted(order)
+    assert len(shown) < 34 and (vectors @ vectors.T - np.eye(len(shown)) <= 0.94).all(), "pictures are folded"
+
+
+def test_questions_of_both_spaces_at_once_get_what_each_gets_alone(said):
+    asks = [{"text": "red"}, {"text": "red", "space": "captions"}, {"text": "blue", "space": "captions"},
+            {"space": "captions"}, {"text": "3", "space": "words"}]  # fmt: skip
+    together, alone = answers(said, *asks), [answers(said, one)[0] for one in asks]
+    for one, other in zip(together, alone, strict=True):
+        assert [r.__dict__ for r in one.results] == [r.__dict__ for r in other.results]
+    assert [r.id for r in together[0].results[:5]] != [r.id for r in together[1].results[:5]]
+
+
+def test_a_subset_by_captions_is_what_the_page_shows(tmp_path: Path):
+    index, encoder = make_index(tmp_path, 5, {0: {"text": None}}, captions=True)
+    with served(tmp_path, index, encoder) as address, httpx.Client(base_url=address, timeout=60) as client:
+        about = client.get("/api/about").json()
+        assert about["spaces"] == ["pictures", "captions", "words"] and "text_vector" not in about["columns"]
+        for fold in (False, True):
+            question = {"text": "red", "space": "captions", "fold": fold, "safe": False}
+            page = client.post("/api/search", json={**question, "limit": 6}).json()
+            _, data = fetch(client, format="parquet", question=question, most=6)
+            table = parquet.read_table(io.BytesIO(data))
+            assert table["key"].to_pylist() == ids(page) and len(table) > 1
+            assert table["score"].to_pylist() == pytest.approx([one["score"] for one in page["results"]], abs=1e-4)
+            assert not {"vector", "text_vector"} & set(table.column_names)
+        _, data = fetch(client, format="csv", question={"text": "red", "space": "captions", "safe": False}, least=0.9)
+        assert {row["label"] for row in csv.DictReader(io.StringIO(data.decode()))} == {"red"}
+
+
+def test_captions_that_are_not_held_are_refused_and_seen_when_they_come(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(exploring, "FRESH", 0)
+    index, encoder = make_index(tmp_path, 2)
+    explorer = Explorer(index, encoder)
+    ask = Ask.model_validate({"text": "red", "space": "captions", "safe": False, "fold": False})
+    refused, fine = explorer.answer([ask, Ask(text="red", safe=False)])
+    assert "--captions" in str(refused) and not isinstance(fine, Exception)
+    assert explorer.about().spaces == ["pictures", "words"]
+    other = type(index).open(index.uri)
+    other.hold_captions()
+    update_captions(other, encoder, Outcome())
+    (found,) = explorer.answer([ask])
+    assert found.results[0].row["label"] == "red" and len(found.results) == 8
+    assert explorer.about().spaces == ["pictures", "captions", "words"]
 
 
 # -- filters ---------------------------------------------------------------------------------------------------------

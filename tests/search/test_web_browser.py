@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from web_world import EVIL, make_index, picture, served
+from web_world import EVIL, NAMES, make_index, picture, served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH to look at the page with")
@@ -293,6 +293,68 @@ def test_more_like_this_by_the_mouse(page: Any):
         tile.locator(".like").click()
     settled(page)
     assert all("green" in one for one in captions(page)[:10])
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Captions that say another colour than the picture has; the last four have none."""
+    root = tmp_path_factory.mktemp("captions")
+    said = {i: {"text": f"{NAMES[(i + 1) % 4]} number {i}" if i < 36 else None} for i in range(40)}
+    index, encoder = make_index(root, 10, said, captions=True)
+    with served(root, index, encoder) as where:
+        yield where
+
+
+def switch(page: Any, to: str) -> None:
+    with page.expect_response("**/api/search"):
+        page.locator("#spaces button", has_text=to).click()
+    settled(page)
+
+
+def test_the_switch_between_pictures_captions_and_words(chromium: Any, captioned: str, tmp_path: Path):
+    page, complaints = opened(chromium, captioned)
+    plain(page)
+    assert page.locator("#spaces button").all_inner_texts() == ["Pictures", "Captions", "Words"]
+    search(page, "a red thing")
+    assert all("green" in one for one in captions(page)[:6]), "what the picture shows"
+    switch(page, "Captions")
+    assert all("red" in one for one in captions(page)[:9]), "what its caption says"
+    assert page.locator(".tile").count() == 36 and "in=captions" in page.url
+    page.reload()
+    page.wait_for_selector("body.ready")
+    assert page.locator("#spaces [aria-checked=true]").inner_text() == "Captions" and "red" in captions(page)[0]
+    tile = page.locator(".tile").first
+    tile.hover()
+    with page.expect_response("**/api/search"):
+        tile.locator(".like").click()
+    settled(page)
+    assert "in=captions" in page.url and "like=" in page.url and page.locator(".tile").count() == 36
+    assert all("yellow" in one for one in captions(page)[:5]), "captions that say what the picture shows"
+    page.locator("#export-button").click()
+    assert page.locator("#option-least").is_visible()
+    page.locator("input[value=csv]").check()
+    page.fill("#export-most", "7")
+    with page.expect_download() as download:
+        page.locator("#export-go").click()
+    download.value.save_as(tmp_path / "subset.csv")
+    with open(tmp_path / "subset.csv", newline="", encoding="utf-8") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == captions(page)[:7]
+    page.keyboard.press("Escape")
+    switch(page, "Words")
+    search(page, "17")
+    assert captions(page) == ["blue number 17"]
+    with page.expect_response("**/api/search"):
+        page.fill("#where", "text is null")
+    settled(page)
+    switch(page, "Captions")
+    assert "None of these pictures has a caption" in page.inner_text("#empty")
+    page.context.close()
+    assert not complaints
+    phone = {"viewport": {"width": 360, "height": 780}, "has_touch": True, "is_mobile": True}
+    page, _ = opened(chromium, captioned, "/?in=captions&q=red", **phone)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing to scroll sideways"
+    assert page.locator("#export-button").bounding_box()["x"] < 330
+    page.context.close()
 
 
 def test_a_script_in_a_caption_is_words(page: Any):

@@ -11,9 +11,10 @@ import pyarrow.parquet as parquet
 import pytest
 from web_world import make_index, served
 
-from diptych.search import index as module
+from diptych.search import lance
 from diptych.search.found import Model
 from diptych.search.index import Index
+from diptych.search.measure import measure
 from diptych.search.web.reading import Reading
 
 FILTERS = [{"column": "width", "least": 50}, {"column": "label", "among": ["red", "blue"]}]
@@ -27,7 +28,7 @@ class Large(Index):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("lance")
-    index, encoder = make_index(root, COUNT // 4)
+    index, encoder = make_index(root, COUNT // 4, captions=True)
     index.tidy()
     with served(root, index, encoder) as address, httpx.Client(base_url=address) as client:
         yield root, index.uri, encoder, client
@@ -39,13 +40,14 @@ def both(request: pytest.FixtureRequest, small) -> Iterator["tuple[Client, Clien
     root, uri, encoder, client = small
     index = Large.open(uri)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "GRAPH_BYTES", request.param[1])
-        index.index_vectors()
-    index.note(module.measure(index))
-    assert index.info.measured and index.info.measured.kind == request.param[0]
+        patch.setattr(lance, "GRAPH_BYTES", request.param[1])
+        for space in ("pictures", "captions"):
+            index.lance.index_vectors(space)
+            index.lance.note(measure(index, space))
+            assert index.kind(space) == request.param[0]
     with served(root, index, encoder) as address, httpx.Client(base_url=address, timeout=30) as large:
         yield Client(large), Client(client), index
-        assert index.exact is None, "nothing was read into memory"
+        assert index.memory.exact is None, "nothing was read into memory"
 
 
 class Client:
@@ -74,6 +76,8 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "alone": {"without": "red"}, "like": {"like": ["pictures/017.jpg"]},
     "two": {"like": ["pictures/017.jpg", "pictures/002.jpg"], "text": "green"}, "safe": {"text": "green", "safe": True},
     "browse": {}, "browse filters": {"filters": FILTERS}, "words": {"text": "yellow", "space": "words"},
+    "captions": {"text": "a red thing", "space": "captions"},
+    "captions filters": {"text": "blue", "space": "captions", "filters": FILTERS},
     "words filters": {"text": "thing", "space": "words", "filters": FILTERS},
 }  # fmt: skip
 
@@ -94,7 +98,7 @@ def test_a_page_and_the_next(both, name):
                 assert found["score"] is None or found["score"] == pytest.approx(known["score"], abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["near", "filters", "browse", "words"])
+@pytest.mark.parametrize("name", ["near", "filters", "browse", "words", "captions"])
 def test_scrolled_to_its_end_nothing_is_there_twice(both, name):
     large, small, _ = both
     found, at = [], 0
@@ -106,7 +110,7 @@ def test_scrolled_to_its_end_nothing_is_there_twice(both, name):
     assert len(found) == len(set(found)) and set(found) == set(whole)
 
 
-@pytest.mark.parametrize("name", ["near", "browse", "words"])
+@pytest.mark.parametrize("name", ["near", "browse", "words", "captions"])
 def test_folded(both, name):
     large, small, index = both
     one, other = (client.ask(**QUESTIONS[name], fold=True, limit=100) for client in (large, small))
@@ -118,7 +122,7 @@ def test_folded(both, name):
     assert len({*shown} & {*ids(other)}) >= 0.9 * len(ids(other))
 
 
-@pytest.mark.parametrize("name", ["near", "filters", "browse", "words", "like"])
+@pytest.mark.parametrize("name", ["near", "filters", "browse", "words", "like", "captions"])
 def test_exported(both, name):
     large, small, _ = both
     question = {"fold": name == "near", "safe": False, **QUESTIONS[name]}
@@ -147,10 +151,10 @@ def test_what_it_says_of_itself(both):
 @pytest.mark.parametrize("where", [None, "width >= 3000", "width >= 3850", "width >= 3995", "width < 0"])
 def test_scrolled_deep_it_goes_on_and_brings_nothing_twice(many, monkeypatch, graph_bytes, where):
     index, large, queries = many
-    if large.kind != ("ivf_pq", "hnsw")[graph_bytes > 0]:
-        monkeypatch.setattr(module, "GRAPH_BYTES", graph_bytes)
-        large.index_vectors()
-        large.note(module.measure(large))
+    if large.kind() != ("ivf_pq", "hnsw")[graph_bytes > 0]:
+        monkeypatch.setattr(lance, "GRAPH_BYTES", graph_bytes)
+        large.lance.index_vectors()
+        large.lance.note(measure(large))
     small, reading, passes = Reading(index), Reading(large), index.filter(where)
     for query in queries:
         found, expected = [], []

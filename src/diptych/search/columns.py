@@ -2,13 +2,17 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+TABLE = "pictures"  # of the database
 TEXT, WHOLE, REAL, YES_NO = "string", "int64", "double", "bool"
 STANDARD = {
     "id": TEXT,  # unique: the path below the folder, the key in a shard, the row of a table
@@ -23,11 +27,15 @@ STANDARD = {
     "pwatermark": REAL,
     "aesthetic": REAL,
     "similarity": REAL,
-    "added": TEXT,  # when, UTC: 2026-03-01T12:00:00.000000
+    "added": TEXT,  # when it was written last, UTC: 2026-03-01T12:00:00.000000
     "size": WHOLE,  # of the file, bytes
     "mtime": WHOLE,  # of the file, nanoseconds
     "digest": TEXT,  # SHA-256 of the picture's bytes
 }
+VECTORS = {
+    "pictures": "vector",
+    "captions": "text_vector",
+}  # what a query is compared with -> the column of its vectors
 KINDS = {TEXT: "text", WHOLE: "number", REAL: "number", YES_NO: "yes/no"}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 MOST = 200  # columns
@@ -48,7 +56,7 @@ def arrow_type(kind: str) -> "pa.DataType":
 
 def kind_of_cell(cell: Any, name: str) -> str:
     """The kind of a new column that begins with this cell. Raises DiptychError for a name or a cell that none fits."""
-    if not NAME.fullmatch(name) or name == "vector":
+    if not NAME.fullmatch(name) or name in VECTORS.values():
         raise DiptychError(f'"{name[:80]}" cannot name a column: letters, numbers and _, a letter first')
     for kind, type_ in ((YES_NO, bool), (WHOLE, int), (REAL, float), (TEXT, str)):
         if isinstance(cell, type_):
@@ -85,3 +93,22 @@ def cell_of(cell: Any, kind: str) -> Any:
     if number != int(number):
         raise ValueError(f"{cell!r} is not a whole number")
     return int(cell)
+
+
+def directed(vectors: np.ndarray, ids: Sequence[str], dim: int) -> np.ndarray:
+    """[N, D] float32 of length 1. Raises DiptychError for another shape, and naming the row that has no direction."""
+    vectors = np.asarray(vectors, np.float32)
+    if vectors.shape != (len(ids), dim):
+        raise DiptychError(f"{len(ids)} rows need vectors of {len(ids)} x {dim}, not of {vectors.shape}")
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or not norms.all():
+        bad = int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])
+        raise DiptychError(f"the vector of {ids[bad]} has no direction")
+    return vectors / norms
+
+
+def vector_cells(vectors: np.ndarray) -> "pa.Array":
+    """[N, D] float32 as the cells of a column."""
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])

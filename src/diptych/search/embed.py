@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ import numpy as np
 from diptych.data.pairs import BadPair
 from diptych.data.pictures import BadPicture
 from diptych.data.scan import SetAside
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, TextCut
 from diptych.search.columns import cell_of, kind_of_cell
 from diptych.search.encoder import Encoder
 from diptych.search.filters import Filter, Many, Not, Test
@@ -41,25 +42,29 @@ Progress = Callable[[int, int], None]
 @dataclass
 class Seconds:
     """read: of all reading threads together, files to pixels; infer: the model; wait: for the reading threads while the
-    model had nothing to do; write: commits; whole: from the first to the last."""
+    model had nothing to do; write: commits; whole: from the first to the last. captions: embedding and writing those,
+    after that."""
 
     read: float = 0.0
     infer: float = 0.0
     wait: float = 0.0
     write: float = 0.0
     whole: float = 0.0
+    captions: float = 0.0
 
 
 @dataclass
 class Outcome:
     """Of one source: how many pictures were new, changed, gone and as before; of them, how many had the bytes of one
-    that was known, and were not run through the model."""
+    that was known, and were not run through the model; how many captions were, those of other sources that were missing
+    too."""
 
     new: int = 0
     changed: int = 0
     gone: int = 0
     same: int = 0
     copies: int = 0
+    captions: int = 0
     set_aside: list[SetAside] = field(default_factory=list)
     misfits: Counter[str] = field(default_factory=Counter)  # column -> cells that were left empty
     seconds: Seconds = field(default_factory=Seconds)
@@ -110,6 +115,28 @@ def update(index: "Index", encoder: Encoder, source: Source, *, progress: Progre
     outcome.gone = len(gone)
     outcome.seconds.whole = time.perf_counter() - start
     return outcome
+
+
+def update_captions(
+    index: "Index", encoder: Encoder, outcome: Outcome, progress: Callable[[str], Progress] | None = None
+) -> None:
+    """Embed the texts whose vectors are missing, in commits of `COMMIT`, without a template. progress: see `index`.
+    Warns once (TextCut) of those that are longer than the model reads."""
+    index.check(encoder.model)
+    start, todo = time.perf_counter(), index.uncaptioned()
+    tell, cuts = progress("captions") if progress and todo else None, encoder.clip.cuts
+    before = cuts.cut
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCut)  # of one in each call
+        for at in range(0, len(todo), COMMIT):
+            some = todo[at : at + COMMIT]
+            outcome.captions += index.caption(some, encoder.texts([text for _, text in some]))
+            if tell:
+                tell(at + len(some), len(todo))
+    outcome.seconds.captions = time.perf_counter() - start
+    if cut := cuts.cut - before:
+        limit = f"longer than the {encoder.clip.text.context_length} tokens that {encoder.clip.name} reads"
+        warnings.warn(f"{cut} different captions are {limit}: what is cut off is not found", TextCut, stacklevel=2)
 
 
 def state_of(row: Mapping[str, Any] | None) -> tuple[int, int] | None:
@@ -279,7 +306,7 @@ def as_json(index: "Index", outcomes: Mapping[str, Outcome]) -> str:
     """What was done with each source, and what the index now is."""
     found = []
     for name, outcome in outcomes.items():
-        counts = {key: getattr(outcome, key) for key in ("new", "changed", "gone", "same", "copies")}
+        counts = {key: getattr(outcome, key) for key in ("new", "changed", "gone", "same", "copies", "captions")}
         aside = [{"id": one.id, "reason": one.reason} for one in outcome.set_aside]
         rate = outcome.done / max(outcome.seconds.whole, 1e-9)
         about = {"pictures_per_second": rate, "seconds": asdict(outcome.seconds)}

@@ -19,21 +19,50 @@ SPARE = 0.25  # of the rows there are, room for more; memory that is not written
 CHUNKS = 64  # pieces of the table of rows, beyond which they are joined
 
 
-class Exact:
-    """vectors [N, D] float32, unit rows; rows: their other columns, an Arrow table in the same order."""
+class Room:
+    """Unit vectors [N, D] float32, with place for more behind them. there: bool [N], which rows have one, the others
+    being 0; None: all have."""
 
-    def __init__(self, room: np.ndarray, count: int, rows: "pa.Table", alive: np.ndarray | None = None) -> None:
-        self.room, self.count, self.rows, self.alive = room, count, rows, alive  # alive: bool [N]; None: all of them
+    def __init__(self, store: np.ndarray, count: int, there: np.ndarray | None = None) -> None:
+        self.store, self.count, self.there = store, count, there
+
+    @classmethod
+    def empty(cls, dim: int, expected: int = 0) -> "Room":
+        return cls(np.empty((room_for(expected), dim), np.float32), 0)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        return self.store[: self.count]
+
+    def added(self, vectors: np.ndarray, there: np.ndarray | None = None) -> "Room":
+        store, count = self.store, self.count + len(vectors)
+        if count > len(store):
+            store = np.empty((room_for(count), store.shape[1]), np.float32)
+            store[: self.count] = self.matrix
+        store[self.count : count] = vectors
+        return Room(store, count, None if self.there is None or there is None else np.append(self.there, there))
+
+    def kept(self, mask: np.ndarray) -> "Room":
+        """The rows of a mask alone, in a store of their own."""
+        kept = Room.empty(self.store.shape[1], int(mask.sum())).added(self.matrix[mask])
+        return Room(kept.store, kept.count, None if self.there is None else self.there[mask])
+
+
+class Exact:
+    """pictures: the rows' vectors; captions: those of their texts, None until they are asked for (`Memory.captions`);
+    rows: their other columns, an Arrow table in the same order."""
+
+    def __init__(
+        self, pictures: Room, rows: "pa.Table", alive: np.ndarray | None = None, captions: Room | None = None
+    ) -> None:
+        self.pictures, self.captions, self.count = pictures, captions, pictures.count
+        self.rows, self.alive = rows, alive  # alive: bool [N]; None: all of them
         self.pieces = rows.to_batches()
         self.starts = np.cumsum([0, *(piece.num_rows for piece in self.pieces)])
 
     @classmethod
     def empty(cls, dim: int, rows: "pa.Table", expected: int = 0) -> "Exact":
-        return cls(np.empty((room_for(expected), dim), np.float32), 0, rows.slice(0, 0))
-
-    @property
-    def matrix(self) -> np.ndarray:
-        return self.room[: self.count]
+        return cls(Room.empty(dim, expected), rows.slice(0, 0))
 
     def cells(self, places: np.ndarray) -> list[dict[str, Any]]:
         """The rows at these positions. (`Table.take` joins all pieces of a table first.)"""
@@ -57,20 +86,19 @@ class Exact:
 
         return self.rows if self.alive is None else self.rows.filter(pa.array(self.alive))
 
-    def added(self, vectors: np.ndarray, rows: "pa.Table") -> "Exact":
-        """With more rows. Only the newest may be added to: two that share the room would write to one place."""
+    def added(
+        self, vectors: np.ndarray, rows: "pa.Table", captions: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> "Exact":
+        """With more rows; captions: theirs, where these were asked for, [N, D] and bool [N], which are there. Only the
+        newest may be added to: two that share the room would write to one place."""
         import pyarrow as pa
 
-        room, count = self.room, self.count + len(vectors)
-        if count > len(room):
-            room = np.empty((room_for(count), room.shape[1]), np.float32)
-            room[: self.count] = self.matrix
-        room[self.count : count] = vectors
         table = pa.concat_tables([self.rows, rows.select(self.rows.column_names)])
         if table.num_columns and table.column(0).num_chunks > CHUNKS:
             table = table.combine_chunks()
         alive = None if self.alive is None else np.append(self.alive, np.ones(len(vectors), bool))
-        return Exact(room, count, table, alive)
+        said = None if self.captions is None or captions is None else self.captions.added(*captions)
+        return Exact(self.pictures.added(vectors), table, alive, said)
 
     def without(self, ids: Collection[str]) -> "Exact":
         """The rows of these ids marked as gone; the place is given back once half are."""
@@ -80,13 +108,11 @@ class Exact:
         alive = np.ones(self.count, bool) if self.alive is None else self.alive.copy()
         alive[gone] = False
         if alive.sum() * 2 >= self.count:
-            return Exact(self.room, self.count, self.rows, alive)
+            return Exact(self.pictures, self.rows, alive, self.captions)
         import pyarrow as pa
 
-        kept = self.matrix[alive]
-        room = np.empty((room_for(len(kept)), self.room.shape[1]), np.float32)
-        room[: len(kept)] = kept
-        return Exact(room, len(kept), self.rows.filter(pa.array(alive)))
+        said = None if self.captions is None else self.captions.kept(alive)
+        return Exact(self.pictures.kept(alive), self.rows.filter(pa.array(alive)), None, said)
 
     def positions(self, ids: Collection[str]) -> np.ndarray:
         """Where the rows of these ids lie, in the order of the matrix; unknown ids are passed over."""
@@ -98,18 +124,27 @@ class Exact:
         found = found.to_numpy(zero_copy_only=False).astype(bool)
         return np.flatnonzero(found if self.alive is None else found & self.alive)
 
-    def top(self, query: np.ndarray, k: int, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """query [D], mask bool [N] of the rows that may be found -> (positions [<= k], cosines), the best first."""
-        if self.alive is not None:
-            mask = self.alive if mask is None else mask & self.alive
+    def top(
+        self, query: np.ndarray, k: int, mask: np.ndarray | None = None, room: Room | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """query [D], mask bool [N] of the rows that may be found -> (positions [<= k], cosines), the best first. room:
+        the vectors to compare with, those of the pictures unless given."""
+        room = room or self.pictures
+        mask = together(mask, self.alive, room.there)
         if mask is None:
-            places, scores = None, self.matrix @ query
+            places, scores = None, room.matrix @ query
         elif (passed := np.flatnonzero(mask)).size * 8 < self.count:  # few: their rows alone
-            places, scores = passed, self.matrix[passed] @ query
+            places, scores = passed, room.matrix[passed] @ query
         else:
-            places, scores = passed, (self.matrix @ query)[passed]
+            places, scores = passed, (room.matrix @ query)[passed]
         best = first(scores, k)
         return best if places is None else places[best], scores[best]
+
+
+def together(*masks: np.ndarray | None) -> np.ndarray | None:
+    """The rows that pass all; None passes all."""
+    some = [mask for mask in masks if mask is not None]
+    return np.logical_and.reduce(some) if some else None
 
 
 def first(scores: np.ndarray, k: int) -> np.ndarray:
@@ -124,14 +159,6 @@ def first(scores: np.ndarray, k: int) -> np.ndarray:
     else:
         some = np.arange(len(scores))
     return some[np.lexsort((some, -scores[some]))]
-
-
-def vectors_of(batch: Any) -> np.ndarray:
-    """[N, D] of an Arrow batch or table."""
-    column = batch["vector"]
-    if hasattr(column, "combine_chunks"):
-        column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 def unit(query: np.ndarray, dim: int) -> np.ndarray:

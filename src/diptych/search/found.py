@@ -23,7 +23,8 @@ class Model:
 @dataclass(frozen=True)
 class Measured:
     """kind: "exact", "hnsw" or "ivf_pq"; recall10, milliseconds: of `queries` of the index's own rows, at one time
-    `rows`. effort: what a query spends: candidates of hnsw (its ef), lists of ivf_pq."""
+    `rows`. effort: what a query spends: candidates of hnsw (its ef), lists of ivf_pq. space: what was searched, the
+    vectors of "pictures" or of "captions"."""
 
     kind: str
     rows: int
@@ -31,6 +32,16 @@ class Measured:
     milliseconds: float
     queries: int
     effort: int = 0
+    space: str = "pictures"
+
+
+@dataclass(frozen=True)
+class How:
+    """How vectors are searched; see `Measured`."""
+
+    kind: str
+    effort: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,8 @@ class Info:
     model: Model
     dim: int
     rows: int
-    measured: Measured | None  # None: not yet
+    measured: Measured | None  # of pictures; None: not yet
+    captions: int | None  # rows with a vector of their text; None: the index holds pictures alone
 
 
 @dataclass(frozen=True)

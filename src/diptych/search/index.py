@@ -5,7 +5,7 @@ was at and nothing else, and readers in other processes see whole batches. Sever
 object storage: ids are a primary key, of which Lance commits none twice. Up to `EXACT_BYTES` of vectors a search is
 exact, in memory; up to `GRAPH_BYTES` it goes through Lance's HNSW graph, above that through its inverted lists, both
 re-ranked by exact cosines and spending what reaches `RECALL` on a sample of the index's own rows; `info` says what was
-measured.
+measured. Rows may have a second vector, that of their text, which is made after the row and is null until then.
 """
 
 import contextlib
@@ -21,22 +21,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diptych.errors import DiptychError, nearest
-from diptych.search.columns import KINDS, MOST, STANDARD, arrow_type, cell_of, compute, wider
-from diptych.search.exact import Exact, fused, unit, vectors_of
+from diptych.search.columns import (
+    KINDS,
+    MOST,
+    STANDARD,
+    TABLE,
+    TEXT,
+    VECTORS,
+    arrow_type,
+    cell_of,
+    directed,
+    vector_cells,
+    wider,
+)
+from diptych.search.exact import fused, unit
 from diptych.search.filters import Filter, literal, parse
-from diptych.search.found import Hit, Info, Measured, Model
-from diptych.search.measure import keep_measured, last_measured, measure
-from diptych.search.storage import (
-    Busy,
-    Exists,
-    StorageError,
-    connect,
-    in_turn,
-    open_table,
-    plainly,
-    tables_of,
-    written,
-)  # fmt: skip
+from diptych.search.found import Hit, Info, Model
+from diptych.search.lance import Lance
+from diptych.search.measure import last_measured, measure
+from diptych.search.memory import Memory, vectors_of
+from diptych.search.storage import Busy, Exists, StorageError, connect, in_turn, open_table, plainly, tables_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,12 +48,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 KEY = {"lance-schema:unenforced-primary-key": "true"}  # so Lance finds writers at odds about an id
 OWN = "target.source = source.source OR (target.source IS NULL AND source.source IS NULL)"
-TABLE = "pictures"
 EXACT_BYTES = 3 << 30  # of vectors; 2 million rows of 384 numbers
-GRAPH_BYTES = 64 << 30  # of vectors, of which a graph has a quarter and its links in memory
-DEPTH = 8  # times k rows are in the lists that are probed, at least
-GRAPH_ROWS = 2_000_000  # of one graph, all of which a query enters
-REFINE = {"hnsw": 5, "ivf_pq": 50}  # times k rows are re-ranked
 PIECES = 20  # of the table on disk, beyond which they are joined
 DEEP = 100  # of each ranking, at least, when vectors and full text are combined
 
@@ -66,10 +65,8 @@ class Index:
         if made != FORMAT:
             raise DiptychError(f"{uri} has format {made}; this diptych reads {FORMAT}")
         self.uri, self.database, self.table = uri, database, table
-        self.exact: Exact | None = None
-        self.seen = -1  # the table's version that `exact` holds
-        self.seen_state: int | None = None
-        self.how: tuple[str, int] | None = None  # Lance's index and what a query spends there; None: not read yet
+        self.memory, self.lance = Memory(self), Lance(self)
+        self.captioned = False  # as far as was seen; once it is, it stays so
         self.lock = threading.RLock()
 
     # -- opening -------------------------------------------------------------------------------------------------------
@@ -86,10 +83,10 @@ class Index:
         about = {"format": FORMAT, "dim": dim, "model": asdict(model)}
         fields = [pa.field(name, arrow_type(kind)) for name, kind in STANDARD.items()]
         fields[0] = pa.field("id", pa.string(), nullable=False, metadata=KEY)
-        schema = pa.schema([*fields, pa.field("vector", pa.list_(pa.float32(), dim))], {"diptych": json.dumps(about)})
+        fields.append(pa.field(VECTORS["pictures"], pa.list_(pa.float32(), dim)))
         try:
             with plainly(uri):
-                table = database.create_table(TABLE, schema=schema)
+                table = database.create_table(TABLE, schema=pa.schema(fields, {"diptych": json.dumps(about)}))
         except Busy as error:  # another process, since we looked
             raise Exists(f"{uri} already holds an index") from error
         return cls(database, table, str(uri))
@@ -131,19 +128,50 @@ class Index:
         with plainly(self.uri):
             return query.to_arrow()
 
+    def pieces(self, query: Any) -> "Iterator[pa.RecordBatch]":
+        """The same, some thousands of rows at a time."""
+        with plainly(self.uri):
+            yield from query.limit(None).to_batches(8192)
+
     @property
     def columns(self) -> dict[str, str]:
-        """name -> "text", "number" or "yes/no", without the vector."""
-        return {f.name: KINDS[str(f.type)] for f in self.table.schema if f.name != "vector"}
+        """name -> "text", "number" or "yes/no", without the vectors."""
+        return {name: KINDS[kind] for name, kind in self.kinds.items()}
 
     @property
     def kinds(self) -> dict[str, str]:
         """name -> the Arrow type of its cells, likewise."""
-        return {f.name: str(f.type) for f in self.table.schema if f.name != "vector"}
+        return {f.name: str(f.type) for f in self.table.schema if f.name not in VECTORS.values()}
 
     @property
     def info(self) -> Info:
-        return Info(self.model, self.dim, len(self), self.measured())
+        captions = self.count("captions") if self.holds_captions else None
+        return Info(self.model, self.dim, len(self), last_measured(self.database, "pictures"), captions)
+
+    @property
+    def holds_captions(self) -> bool:
+        """Whether rows that have a text have a vector of it too, as soon as it was embedded."""
+        if not self.captioned:  # Lance answers through another thread: not asked again with every query
+            self.captioned = VECTORS["captions"] in self.latest().schema.names
+        return self.captioned
+
+    def column(self, space: str) -> str:
+        """The column of the vectors of "pictures" or "captions". Raises DiptychError where the index holds none."""
+        if space not in VECTORS:
+            raise DiptychError(f'search in {" or ".join(VECTORS)}, not in "{space}"{nearest(space, VECTORS)}')
+        if space == "captions" and not self.holds_captions:
+            raise DiptychError(
+                f"{self.uri} holds pictures alone: `diptych index ... --db {self.uri} --captions` embeds captions"
+            )
+        return VECTORS[space]
+
+    def count(self, space: str) -> int:
+        """The rows that have a vector there."""
+        if space == "pictures":
+            return len(self)
+        column, table = self.column(space), self.latest()
+        with plainly(self.uri):
+            return table.count_rows(f"`{column}` IS NOT NULL")
 
     def check(self, model: Model) -> None:
         """Raises DiptychError where a query of this model would be compared with the vectors of another."""
@@ -160,7 +188,7 @@ class Index:
         return parse(where, self.columns) if where and where.strip() else None
 
     def rows(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """All columns but the vector of these rows, in the order of the ids; unknown ids are left out."""
+        """All columns but the vectors of these rows, in the order of the ids; unknown ids are left out."""
         return self.fetch(ids, [*self.columns])
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
@@ -172,7 +200,8 @@ class Index:
         return np.array([known[one] for one in ids], np.float32).reshape(-1, self.dim)
 
     def select(self, where: Filter | None = None, columns: Sequence[str] | None = None) -> "pa.Table":
-        """The rows for which the filter is true, as an Arrow table; `vector` is a column like others."""
+        """The rows for which the filter is true, as an Arrow table; `vector` and, where it is held, `text_vector` are
+        columns like others."""
         chosen = [*self.columns] if columns is None else list(columns)
         query = self.latest().search().select(chosen)
         if where is not None:
@@ -194,26 +223,23 @@ class Index:
         """Rows with their vectors [N, D], in one commit; a row whose id is there takes the other's place where both are
         of one source. -> the ids that rows of other sources have: those were not added.
 
-        Columns that are not there yet are made. Vectors are brought to length 1. Raises DiptychError for a row without
-        an id, an id twice, a vector without direction, and a cell that does not fit its column; Busy where other
-        writers leave it no turn.
+        Columns that are not there yet are made. Vectors are brought to length 1. A row that keeps its text keeps the
+        vector of it; others have none until `caption` gives them one. Raises DiptychError for a row without an id, an
+        id twice, a vector without direction, and a cell that does not fit its column; Busy where other writers leave it
+        no turn.
         """
         if not rows:
             return set()
         ids = [row.get("id") for row in rows]
         if not all(isinstance(one, str) and one for one in ids) or len(set(ids)) < len(ids):
             raise DiptychError("rows to index need an id each, a text, and no id twice")
-        vectors = np.asarray(vectors, np.float32)
-        if vectors.shape != (len(rows), self.dim):
-            raise DiptychError(f"{len(rows)} rows need vectors of {len(rows)} x {self.dim}, not of {vectors.shape}")
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not np.isfinite(norms).all() or not norms.all():
-            bad = int(np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))[0])
-            raise DiptychError(f"the vector of {ids[bad]} has no direction")
+        vectors = directed(vectors, [row["id"] for row in rows], self.dim)
         with self.lock:
-            done = in_turn(lambda: self.merge(rows, vectors / norms))
-            if self.exact is not None:
-                self.refresh()
+            held = self.holds_captions
+            done = in_turn(lambda: self.merge(rows, vectors))
+            if self.holds_captions and not held:  # another process made the column: Lance kept what it put there
+                in_turn(partial(self.forget_captions, [row["id"] for row in rows]))
+            self.memory.follow()
         if done.num_inserted_rows + done.num_updated_rows == len(rows):
             return set()
         sources = {row["id"]: row.get("source") for row in rows}
@@ -227,7 +253,53 @@ class Index:
         table = self.arrow(rows, vectors)
         with plainly(self.uri):
             merge = self.table.merge_insert("id").when_matched_update_all(where=OWN).when_not_matched_insert_all()
-            return merge.execute(table)
+            return merge.execute(table, on_bad_vectors="null")  # an empty caption's, that is: the pictures' are sound
+
+    def forget_captions(self, ids: Sequence[str]) -> None:
+        some, table = ", ".join(map(literal, ids)), self.latest()
+        with plainly(self.uri):
+            table.update(where=f"`id` IN ({some})", values={VECTORS["captions"]: None, "added": now()})
+
+    def hold_captions(self) -> None:
+        """From now on rows have a place for the vector of their text. Raises Busy as `add` does."""
+        with self.lock:
+            in_turn(self.place_captions)
+
+    def place_captions(self) -> None:
+        import pyarrow as pa
+
+        if not self.holds_captions:
+            with plainly(self.uri):
+                self.table.add_columns([pa.field(VECTORS["captions"], pa.list_(pa.float32(), self.dim))])
+
+    def uncaptioned(self) -> list[tuple[str, str]]:
+        """(id, text) of the rows that have a text and no vector of it yet."""
+        missing = f"`text` IS NOT NULL AND `{self.column('captions')}` IS NULL"
+        query = self.latest().search().where(missing).select(["id", "text"]).limit(None)
+        return [(row["id"], row["text"]) for row in self.read(query).to_pylist() if row["text"].strip()]
+
+    def caption(self, texts: Sequence[tuple[str, str]], vectors: np.ndarray) -> int:
+        """The vectors [N, D] of these rows' texts, (id, text) each, in one commit; -> of how many rows.
+
+        Passed over are unknown ids, and rows whose text is another by now. Raises DiptychError for a vector without
+        direction, Busy as `add` does.
+        """
+        vectors = directed(vectors, [identifier for identifier, _ in texts], self.dim)
+        with self.lock:
+            count = in_turn(lambda: self.merge_captions(texts, vectors))
+            self.memory.follow()
+        return count
+
+    def merge_captions(self, texts: Sequence[tuple[str, str]], vectors: np.ndarray) -> int:
+        import pyarrow as pa
+
+        column, time = self.column("captions"), now()
+        schema = pa.schema([self.latest().schema.field(name) for name in ("id", "text", "added", column)])
+        ids, said = [identifier for identifier, _ in texts], [text for _, text in texts]
+        table = pa.table([ids, said, [time] * len(ids), vector_cells(vectors)], schema=schema)
+        with plainly(self.uri):
+            merge = self.table.merge_insert("id").when_matched_update_all(where="target.text = source.text")
+            return merge.execute(table).num_updated_rows
 
     def remove(self, ids: Collection[str]) -> None:
         """In commits of a thousand; unknown ids are passed over."""
@@ -236,8 +308,7 @@ class Index:
             for start in range(0, len(gone), 1000):
                 some = ", ".join(literal(one) for one in gone[start : start + 1000])
                 in_turn(partial(self.delete, f"`id` IN ({some})"))
-            if self.exact is not None:
-                self.refresh()
+            self.memory.follow()
 
     def delete(self, condition: str) -> None:
         with plainly(self.uri):
@@ -257,23 +328,32 @@ class Index:
         if fresh:
             with plainly(self.uri):
                 self.table.add_columns([pa.field(name, arrow_type(kind)) for name, kind in fresh.items()])
-            self.exact = None
+            self.memory.exact = None
 
     def arrow(self, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> "pa.Table":
         import pyarrow as pa
 
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
         columns: list[Any] = []
-        for f in self.table.schema:
-            if f.name == "vector":
-                columns.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.dim))
+        time, schema = now(), self.table.schema  # another process may widen it meanwhile
+        for f in schema:
+            if f.name in VECTORS.values():
+                own = f.name == VECTORS["pictures"]
+                columns.append(vector_cells(vectors) if own else pa.array(self.kept_captions(rows), f.type))
                 continue
             try:
-                cells = [now if f.name == "added" else cell_of(row.get(f.name), str(f.type)) for row in rows]
+                cells = [time if f.name == "added" else cell_of(row.get(f.name), str(f.type)) for row in rows]
                 columns.append(pa.array(cells, f.type))
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 raise DiptychError(f'column "{f.name}" of the index is a {self.columns[f.name]}: {error}') from error
-        return pa.table(columns, schema=self.table.schema)
+        return pa.table(columns, schema=schema)
+
+    def kept_captions(self, rows: Sequence[Mapping[str, Any]]) -> list[list[float] | None]:
+        """For each the vector of the text that its row on disk has, if that is its own; else None."""
+        before = {
+            row["id"]: row for row in self.fetch([row["id"] for row in rows], ["id", "text", VECTORS["captions"]])
+        }
+        found = ((before.get(row["id"]), cell_of(row.get("text"), TEXT)) for row in rows)
+        return [one[VECTORS["captions"]] if one and one["text"] == text else None for one, text in found]
 
     # -- searching -----------------------------------------------------------------------------------------------------
 
@@ -284,166 +364,74 @@ class Index:
         *,
         where: Filter | None = None,
         text: str | None = None,
+        space: str = "pictures",
         model: Model | None = None,
     ) -> list[Hit]:
         """The k rows with the largest cosine to query [D], the best first.
 
-        where: only rows that pass it. text: words to find in the column `text` too; the ranking by vector and the one
-        by full text (BM25) are combined by reciprocal rank fusion, `score` stays the cosine. model: what made the
-        query; another than the index's is refused.
+        where: only rows that pass it. space: "captions" compares with the vectors of the rows' texts; rows without one
+        are not found. text: words to find in the column `text` too; the ranking by vector and the one by full text
+        (BM25) are combined by reciprocal rank fusion, `score` stays the cosine. model: what made the query; another
+        than the index's is refused. Raises DiptychError where the index holds no vectors of captions.
         """
         if model is not None:
             self.check(model)
-        query = unit(query, self.dim)
+        query, column = unit(query, self.dim), self.column(space)
         if not text:
-            return self.by_vector(query, k, where)
+            return self.by_vector(query, k, where, space)
         depth = max(DEEP, k)
-        near = {hit.id: hit for hit in self.by_vector(query, depth, where)}
-        words = self.by_words(text, depth, where)
+        near = {hit.id: hit for hit in self.by_vector(query, depth, where, space)}
+        words = self.lance.by_words(text, depth, where, space)
         order = list(fused([*near], words))[:k]
         others = [one for one in order if one not in near]
-        for row in self.fetch(others, [*self.columns, "vector"]):
-            near[row["id"]] = Hit(row["id"], float(np.dot(row.pop("vector"), query)), row)
+        for row in self.fetch(others, [*self.columns, column]):
+            near[row["id"]] = Hit(row["id"], float(np.dot(row.pop(column), query)), row)
         return [near[one] for one in order if one in near]
 
-    def by_vector(self, query: np.ndarray, k: int, where: Filter | None) -> list[Hit]:
-        if self.exact is None and self.is_large:
-            return self.by_lance(query, k, where)
-        exact = self.refresh()
-        places, scores = exact.top(query, k, None if where is None else where.mask(exact.rows))
+    def by_vector(self, query: np.ndarray, k: int, where: Filter | None, space: str = "pictures") -> list[Hit]:
+        if self.memory.exact is None and self.is_large:
+            return self.lance.by_vector(query, k, where, space)
+        exact = self.memory.refresh()
+        room = exact.pictures if space == "pictures" else self.memory.captions(exact)
+        places, scores = exact.top(query, k, None if where is None else where.mask(exact.rows), room)
         return [Hit(row["id"], float(score), row) for row, score in zip(exact.cells(places), scores, strict=True)]
-
-    def by_words(self, text: str, k: int, where: Filter | None) -> list[str]:
-        """Ids by BM25."""
-        if not any("text" in index.columns for index in self.table.list_indices()):
-            self.index_words()
-        query = self.latest().search(text, query_type="fts").select(["id", "_score"])
-        if where is not None:
-            query = query.where(where.sql(), prefilter=True)
-        return self.read(query.limit(k))["id"].to_pylist()
-
-    def by_lance(
-        self, query: np.ndarray, k: int, where: Filter | None, how: tuple[str, int] | None = None
-    ) -> list[Hit]:
-        """Through Lance's index, re-ranked by exact cosines; without one, through all rows on disk."""
-        if how is None:
-            if self.how is None:
-                measured = self.measured()
-                self.how = (measured.kind, measured.effort) if measured else ("", 0)
-            how = self.how
-        kind, effort = how
-        search = self.latest().search(query).distance_type("cosine").select([*self.columns, "_distance"])
-        if kind == "hnsw":
-            lists = -(-len(self) // GRAPH_ROWS) + 1  # tidied at another size
-            search = search.nprobes(lists).ef(max(effort, REFINE[kind] * k)).refine_factor(REFINE[kind])
-        elif kind == "ivf_pq":
-            lists = effort + int(DEPTH * k / max(1, len(self)) ** 0.5)  # a list has about the root of all rows
-            search = search.nprobes(lists).maximum_nprobes(0).refine_factor(REFINE[kind])  # 0: until there are k
-        if where is not None:
-            search = search.where(where.sql(), prefilter=True)
-        rows = self.read(search.limit(k)).to_pylist()
-        return [Hit(row["id"], 1 - float(row.pop("_distance")), row) for row in rows]
 
     @property
     def is_large(self) -> bool:
         return len(self) * self.dim * 4 > EXACT_BYTES
 
-    @property
-    def kind(self) -> str:
+    def kind(self, space: str = "pictures") -> str:
         """How vectors are searched: "exact", or by Lance's index, "hnsw" or "ivf_pq"; "" where there is none yet."""
-        if not self.is_large:
-            return "exact"
-        types = [str(index.index_type).lower() for index in self.table.list_indices() if index.columns == ["vector"]]
-        return "" if not types else "hnsw" if "hnsw" in types[0] else "ivf_pq"
+        return self.lance.kind(space) if self.is_large else "exact"
 
-    def refresh(self) -> Exact:
-        """The rows in memory, as they are on disk now: what others wrote is read, and no more than that."""
-        state, exact = written(self.uri, TABLE), self.exact
-        if exact is not None and state is not None and state == self.seen_state:
-            return exact
-        with self.lock:
-            self.latest()
-            version, names = self.table.version, [*self.columns]
-            if self.exact is not None and self.exact.rows.column_names != names:
-                self.exact = None
-            if self.exact is None:
-                self.exact = self.read_all(names)
-            elif version != self.seen:
-                self.exact = self.read_changes(self.exact, names)
-            self.seen, self.seen_state = version, state
-            return self.exact
-
-    def read_all(self, names: list[str]) -> Exact:
-        import pyarrow as pa
-
-        rows = self.table.search().select([*names, "vector"]).limit(None).to_batches(8192)
-        exact = Exact.empty(self.dim, self.table.schema.empty_table().select(names), len(self))
-        for batch in rows:
-            exact = exact.added(vectors_of(batch), pa.Table.from_batches([batch.select(names)]))
-        return Exact(exact.room, exact.count, exact.rows.combine_chunks())
-
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(vectors [N, D], ids [N]) of all rows, some thousands at a time."""
-        for batch in self.table.search().select(["id", "vector"]).limit(None).to_batches(8192):
-            yield vectors_of(batch), batch["id"].to_numpy(zero_copy_only=False)
-
-    def read_changes(self, exact: Exact, names: list[str]) -> Exact:
-        """A row is another one when its id or the time of its writing is."""
-        pc = compute()
-        there = self.read(self.table.search().select(["id", "added"]).limit(None))
-        now, before = (pc.binary_join_element_wise(t["id"], t["added"], "\0") for t in (there, exact.living))
-        gone = exact.living["id"].filter(pc.invert(pc.is_in(before, value_set=now))).to_pylist()
-        fresh = there["id"].filter(pc.invert(pc.is_in(now, value_set=before))).to_pylist()
-        if len(fresh) * 4 > len(exact):
-            return self.read_all(names)
-        exact = exact.without(gone)
-        for start in range(0, len(fresh), 500):
-            some = ", ".join(literal(one) for one in fresh[start : start + 500])
-            found = self.read(self.table.search().where(f"`id` IN ({some})").select([*names, "vector"]).limit(None))
-            exact = exact.added(vectors_of(found), found.select(names))
-        return exact
+    def batches(self, space: str = "pictures") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(vectors [N, D], ids [N]) of all rows that have one, some thousands at a time."""
+        column = self.column(space)
+        for batch in self.pieces(self.latest().search().select(["id", column])):
+            vectors, there = vectors_of(batch, column)
+            yield vectors[there], batch["id"].to_numpy(zero_copy_only=False)[there]
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
     def tidy(self) -> None:
         """After much was added: join the pieces on disk, bring the indices of words and vectors up to date, measure."""
         with self.lock:
-            self.latest()
-            kinds = {index.columns[0] for index in self.table.list_indices()}
+            spaces = ["pictures", *(["captions"] if self.holds_captions else [])]
             with contextlib.suppress(Busy), plainly(self.uri):  # beside other writers: the last of them does it
+                kinds = {index.columns[0] for index in self.latest().list_indices()}
                 if "text" not in kinds and self.table.count_rows("`text` IS NOT NULL"):
-                    self.index_words()
-                if self.is_large and "vector" not in kinds:
-                    self.index_vectors()
+                    self.lance.index_words()
+                for space in spaces:
+                    if self.column(space) not in kinds and self.count(space) * self.dim * 4 > EXACT_BYTES:
+                        self.lance.index_vectors(space)
                 if self.table.stats()["fragment_stats"]["num_fragments"] > PIECES:  # it writes them all anew
                     self.table.optimize(cleanup_older_than=timedelta(hours=1))
-            measured = self.measured()
-            if len(self) and (measured is None or abs(len(self) - measured.rows) > 0.1 * measured.rows):
-                self.note(measure(self))
+            for space in spaces:
+                rows, last = self.count(space), last_measured(self.database, space)
+                if rows and (last is None or abs(rows - last.rows) > 0.1 * last.rows):
+                    self.lance.note(measure(self, space))
 
-    def index_words(self) -> None:
-        from lancedb.index import FTS
 
-        with plainly(self.uri):
-            self.table.create_index("text", config=FTS(), replace=True)
-
-    def index_vectors(self) -> None:
-        """A graph over numbers of a byte; where that is too large, inverted lists and four numbers a byte."""
-        from lancedb.index import HnswSq, IvfPq
-
-        size = next(n for n in (4, 2, 1) if self.dim % n == 0)
-        config: Any
-        if len(self) * self.dim * 4 <= GRAPH_BYTES:
-            config = HnswSq(distance_type="cosine", num_partitions=-(-len(self) // GRAPH_ROWS))
-        else:
-            lists = max(1, int(len(self) ** 0.5))
-            config = IvfPq(distance_type="cosine", num_partitions=lists, num_sub_vectors=self.dim // size)
-        self.table.create_index("vector", config=config, replace=True)
-
-    def measured(self) -> Measured | None:
-        """What was measured last."""
-        return last_measured(self.database)
-
-    def note(self, found: Measured) -> None:
-        self.how = found.kind, found.effort
-        keep_measured(self.database, found)
+def now() -> str:
+    """UTC, as the column `added` has it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")

@@ -20,11 +20,11 @@ from diptych.data.scan import SetAside
 from diptych.data.shards import META, PICTURE, TEXT, expand, key_of, kind_of, parsed, read_member, refusal
 from diptych.data.tables import Table, find_column, open_table, parquet_table, word_of
 from diptych.errors import DiptychError
-from diptych.search.columns import NAME, STANDARD
+from diptych.search.columns import NAME, STANDARD, VECTORS
 
 IN_SHARD = re.compile(r"(?P<file>.+\.tar)!(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 IN_TABLE = re.compile(r"(?P<file>.+\.parquet)!(?P<column>[^!]+)!(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
-OURS = frozenset({"id", "path", "source", "added", "size", "mtime", "digest"})  # columns that data cannot set
+OURS = frozenset({"id", "path", "source", "added", "size", "mtime", "digest", *VECTORS.values()})  # not set by data
 RENAMED = {"caption": "text", "alttext": "text", "class": "label", "classname": "label", "cls": "label"}
 CLASS = ".cls"
 
@@ -202,7 +202,7 @@ def column_name(name: str) -> str | None:
     plain = re.sub(r"[\W_]+", "_", name, flags=re.ASCII).strip("_")
     small = RENAMED.get(plain.lower(), plain.lower())
     found = small if small in STANDARD else plain
-    return found if NAME.fullmatch(found) and found != "vector" and found not in OURS else None
+    return found if NAME.fullmatch(found) and found not in OURS else None
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 SOURCE is a folder of pictures (x.txt beside x.jpg is its text, the folder its class), webdataset shards (a .tar, a
 folder of them, shards/{00000..00009}.tar) or a table (.parquet, .csv) with a column of pictures, whose other columns
 can be filtered by. The same command again adds what is new, embeds again what has changed and removes what is gone;
-a stopped run continues with it. The index keeps the hash of its model and refuses others. --db takes a folder or
-object storage (s3://bucket/my.lance).
+a stopped run continues with it. The index keeps the hash of its model and refuses others. --captions embeds the texts
+too, for `search --in captions`; an index that has them keeps them up to date without it. --db takes a folder or object
+storage (s3://bucket/my.lance).
 """
 
 import argparse
@@ -26,6 +27,7 @@ EXAMPLES = """
 diptych index ./photos --db my.lance
 diptych index ./photos ./scans --db my.lance --model ViT-B-32:laion2b_s34b_b79k
 diptych index "shards/{00000..00009}.tar" --db my.lance
+diptych index captions.csv --db my.lance --captions
 diptych index ./photos --db tuned.lance --model winner.safetensors
 """
 
@@ -36,6 +38,7 @@ def options(parser: Parser) -> None:
     add("--db", required=True, metavar="DB", help="the index: a folder, or object storage")
     add("--model", metavar="M", help="mini (default), micro, open_clip's NAME:TAG, a folder, or a winner of `compare`")
     add("--base", metavar="M", help="where the base model of a winner is, if not where it was")
+    add("--captions", action="store_true", help="embed the pictures' texts too, to be searched in by meaning")
     add("--device", type=read.device, metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
     add("--json", action="store_true", help="what was done, as JSON")
 
@@ -55,7 +58,7 @@ def run(given: argparse.Namespace) -> int:
     keep_freed_memory()
     errors = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    speed = TextColumn("{task.fields[speed]} pictures/s")
+    speed = TextColumn("{task.fields[speed]}/s")
     with Progress(*columns, speed, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bars:
 
         def bar_of(name: str) -> "Tell":
@@ -66,15 +69,17 @@ def run(given: argparse.Namespace) -> int:
 
             return tell
 
-        options = {"model": given.model, "base": given.base, "device": given.device, "progress": bar_of}
-        made, outcomes = index(given.sources, given.db, **options)
+        options = {"model": given.model, "base": given.base, "device": given.device, "captions": given.captions}
+        made, outcomes = index(given.sources, given.db, **options, progress=bar_of)
     if given.json:
         sys.stdout.write(as_json(made, outcomes))
         return 0
     for name, outcome in outcomes.items():
         print(f"{name}: {said(outcome)}")
         tell_set_aside(outcome)
-    print(f"{given.db}: {len(made)} pictures by {made.model}")
+    about = made.info
+    captions = "" if about.captions is None else f" and {about.captions} captions"
+    print(f"{given.db}: {about.rows} pictures{captions} by {made.model}")
     return 0
 
 
@@ -88,6 +93,8 @@ def said(outcome: "Outcome") -> str:
         s = outcome.seconds
         words += f"; {outcome.done / max(s.whole, 1e-9):.1f} pictures/s"
         words += f" (read {s.read:.1f} s, infer {s.infer:.1f} s, write {s.write:.1f} s of {s.whole:.1f} s)"
+    if outcome.captions:
+        words += f"; {outcome.captions} captions in {outcome.seconds.captions:.1f} s"
     return words
 
 

@@ -1,8 +1,9 @@
 """Find pictures in an index by text, by picture and by filter.
 
 --where filters by the columns of the index, such as "width > 500 and (label in ('cat', 'dog') or text like '%beach%')";
---columns lists them. --words demands nothing but ranks rows whose text holds those words higher (reciprocal rank fusion
-of both rankings). The score is the cosine.
+--columns lists them. --in captions compares with the meaning of the pictures' texts, where `index --captions` embedded
+them. --words demands nothing but ranks rows whose text holds those words higher (reciprocal rank fusion of both
+rankings). The score is the cosine.
 """
 
 import argparse
@@ -24,6 +25,7 @@ diptych search my.lance "a dog on the beach" --where "width > 500 and punsafe < 
 diptych search my.lance --like photo.jpg --not "people"
 diptych search my.lance "at night" --like photo.jpg --out sheet.png
 diptych search my.lance "a harbour" --words "Hamburg" --json
+diptych search my.lance "a quiet evening" --in captions
 """
 
 
@@ -33,6 +35,13 @@ def options(parser: Parser) -> None:
     add("text", nargs="?", metavar="TEXT", help="what to find")
     add("--like", action="append", default=[], metavar="PICTURE", help="find what is like it; a file, or an id")
     add("--not", action="append", default=[], dest="unwanted", metavar="TEXT", help="what not to find")
+    add(
+        "--in",
+        choices=("pictures", "captions"),
+        default="pictures",
+        dest="space",
+        help="what is compared (default pictures)",
+    )
     add("--where", metavar="COND", help='such as "width > 500 and punsafe < 0.5"')
     add("--words", metavar="WORDS", help="rank rows higher whose text holds these words")
     add("--k", type=read.whole("--k"), default=20, metavar="N", help="how many (default 20)")
@@ -54,7 +63,7 @@ def run(given: argparse.Namespace) -> int:
         print("\n".join(f"{name:<20} {kind}" for name, kind in index.columns.items()))
         return 0
     asked = {"like": given.like, "unwanted": given.unwanted, "where": given.where, "words": given.words}
-    hits = search(index, given.text, **asked, k=given.k, model=given.model, device=given.device)
+    hits = search(index, given.text, **asked, space=given.space, k=given.k, model=given.model, device=given.device)
     if given.json:
         sys.stdout.write(as_json(hits))
     else:

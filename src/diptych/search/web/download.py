@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from diptych.data.pictures import BadPicture
 from diptych.errors import DiptychError
 from diptych.search.export import Exported, write_csv, write_parquet, write_webdataset
-from diptych.search.web.explorer import Explorer, Ranking, deepen, is_safe, kind_of
+from diptych.search.web.explorer import Explorer, Ranking, deepen, is_safe, kind_of, space_of
 from diptych.search.web.schema import DEEPEST, Ready, Wish
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def ranked(explorer: Explorer, wish: Wish) -> "pa.Table":
             return explorer.reading.browse(where, start, stop)
         if how == "words":
             return explorer.reading.containing(question.text, where, start, stop)
-        return explorer.reading.nearest(explorer.vector_of(question)[None], where, start, stop)[0]
+        return explorer.reading.nearest(explorer.vector_of(question)[None], where, start, stop, space_of(question))[0]
 
     if question.fold:
         if most > DEEPEST:

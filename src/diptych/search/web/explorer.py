@@ -136,7 +136,7 @@ class Explorer:
                 ask, ranking = asks[i], rankings[i]
                 assert isinstance(ranking, Ranking)
                 alone = kind_of(ask) != "near"
-                groups.setdefault(i if alone else (self.where_of(ask), ranking.depth), []).append(i)
+                groups.setdefault(i if alone else (self.where_of(ask), space_of(ask), ranking.depth), []).append(i)
             for members in groups.values():
                 self.grow([(asks[i], rankings[i]) for i in members], members, rankings)
         pages: list[Answer | Exception] = []
@@ -156,6 +156,8 @@ class Explorer:
         found = self.rankings.find(key)
         if found is None:
             self.filter_of(ask)  # what does not read is said before anything is looked for
+            if kind_of(ask) == "near":
+                self.index.column(space_of(ask))
             found = Ranking()
             self.rankings.keep(key, found)
         return found
@@ -164,7 +166,7 @@ class Explorer:
         return not ranking.ended and len(ranking.shown) <= ask.offset + ask.limit
 
     def grow(self, work: Sequence[tuple[Ask, Any]], places: Sequence[int], rankings: list[Any]) -> None:
-        """One window more for questions of the same filters and depth, in one pass over the vectors."""
+        """One window more for questions of the same filters, space and depth, in one pass over the vectors."""
         first, depth = work[0][0], work[0][1].depth
         stop = next(window for window in WINDOWS if window > depth)
         where = self.filter_of(first)
@@ -175,7 +177,7 @@ class Explorer:
         else:
             queries = [self.guarded(self.vector_of, ask) for ask, _ in work]
             good = [q for q in queries if not isinstance(q, Exception)]
-            near = iter(self.reading.nearest(np.stack(good), where, depth, stop) if good else ())
+            near = iter(self.reading.nearest(np.stack(good), where, depth, stop, space_of(first)) if good else ())
             parts = [q if isinstance(q, Exception) else next(near) for q in queries]
         for (ask, ranking), place, part in zip(work, places, parts, strict=True):
             if isinstance(part, Exception):
@@ -316,7 +318,11 @@ class Explorer:
             from diptych import __version__
 
             columns = self.columns
-            spaces: list[Space] = ["pictures", "words"] if self.reading.has("text") else ["pictures"]
+            spaces: list[Space] = ["pictures"]
+            if self.index.holds_captions and self.index.count("captions"):
+                spaces.append("captions")
+            if self.reading.has("text"):
+                spaces.append("words")
             self.about_it = About(
                 name=re.split(r"[\\/]", self.index.uri.rstrip("\\/"))[-1],
                 rows=self.reading.count(None),
@@ -336,6 +342,11 @@ def kind_of(question: Question) -> str:
     if question.is_empty:
         return "browse"
     return "words" if question.space == "words" and question.text else "near"
+
+
+def space_of(question: Question) -> str:
+    """What its vector is compared with; pictures too where words were to be found and none are given."""
+    return "captions" if question.space == "captions" else "pictures"
 
 
 class Forgotten(DiptychError):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import DiptychError
-from diptych.search.exact import first
+from diptych.search.exact import first, together
 from diptych.search.filters import Filter
 from diptych.search.index import Index
 
@@ -21,7 +21,8 @@ DEEPEST, RANKINGS = 10_000, 64  # rows of a ranking, and rankings, kept
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows in the order of a ranking, without their vectors; vectors [N, D], unit; scores [N], the cosines, or None."""
+    """Rows in the order of a ranking, without their vectors; vectors [N, D], unit, of the pictures; scores [N], the
+    cosines with what was searched, or None."""
 
     rows: "pa.Table"
     vectors: NDArray[np.float32]
@@ -39,7 +40,7 @@ class Reading:
 
     def refresh(self) -> int:
         """-> the version of what is read from now on."""
-        self.exact = None if self.index.is_large else self.index.refresh()
+        self.exact = None if self.index.is_large else self.index.memory.refresh()
         version = self.index.table.version
         if version != self.version:
             self.version, self.rankings = version, {}
@@ -47,17 +48,22 @@ class Reading:
             self.rows = None if self.exact is None else self.exact.rows.combine_chunks()
         return version
 
-    def nearest(self, queries: NDArray[np.float32], where: Filter | None, start: int, stop: int) -> list[Slice]:
-        """For each query [Q, D], unit: the rows from place `start` to `stop` of its ranking by cosine."""
+    def nearest(
+        self, queries: NDArray[np.float32], where: Filter | None, start: int, stop: int, space: str = "pictures"
+    ) -> list[Slice]:
+        """For each query [Q, D], unit: the rows from place `start` to `stop` of its ranking by cosine with pictures or
+        with captions. Raises DiptychError where the index holds no vectors of captions."""
         if self.exact is None:
-            return [self.by_lance(query, where, start, stop) for query in queries]
-        exact, places = self.exact, self.passing(where)
+            return [self.by_lance(query, where, start, stop, space) for query in queries]
+        exact = self.exact
+        room = exact.pictures if space == "pictures" else self.index.memory.captions(exact)
+        places = self.passing(where, room.there)
         found = []
         step = max(1, ROOM // max(1, exact.count))
         used = 1 + int(np.flatnonzero(queries.any(0)).max(initial=0))  # `mini`'s texts end in hundreds of zeros
         for i in range(0, len(queries), step):
             few = places is not None and len(places) * 8 < exact.count
-            matrix = exact.matrix[places, :used] if few else exact.matrix[:, :used]
+            matrix = room.matrix[places, :used] if few else room.matrix[:, :used]
             for scores in queries[i : i + step, :used] @ matrix.T:
                 if places is not None and not few:
                     scores = scores[places]
@@ -70,7 +76,7 @@ class Reading:
         a ranking is asked for once, as deep as it may be read, and kept."""
         key = (words, where and where.where, max(stop, DEEPEST))
         if key not in self.rankings:
-            self.keep(key, self.index.by_words(words, key[2], where))
+            self.keep(key, self.index.lance.by_words(words, key[2], where))
         return self.of(self.rankings[key][start:stop])
 
     def browse(self, where: Filter | None, start: int, stop: int) -> Slice:
@@ -107,7 +113,7 @@ class Reading:
 
     @property
     def schema(self) -> "pa.Schema":
-        """Of the rows, without the vector."""
+        """Of the rows, without the vectors."""
         names = [*self.index.columns]
         return (
             self.index.table.schema.empty_table().select(names).schema if self.exact is None else self.exact.rows.schema
@@ -117,26 +123,23 @@ class Reading:
         """Of all rows."""
         return self.index.select(None, names) if self.exact is None else self.exact.living.select(list(names))
 
-    def passing(self, where: Filter | None) -> NDArray[np.int64] | None:
-        """Where the rows lie that are there and pass; None: all do."""
+    def passing(self, where: Filter | None, there: NDArray[np.bool_] | None = None) -> NDArray[np.int64] | None:
+        """Where the rows lie that are there and pass; None: all do. there: bool [N], which count; None: all."""
         assert self.exact is not None
-        mask = self.exact.alive
-        if where is not None:
-            passed = where.mask(self.exact.rows)
-            mask = passed if mask is None else mask & passed
+        mask = together(self.exact.alive, there, None if where is None else where.mask(self.exact.rows))
         return None if mask is None else np.flatnonzero(mask)
 
     def at(self, places: NDArray[np.int64], scores: NDArray[np.float32] | None = None) -> Slice:
         assert self.exact is not None and self.rows is not None
-        return Slice(self.rows.take(places), self.exact.matrix[places], scores)
+        return Slice(self.rows.take(places), self.exact.pictures.matrix[places], scores)
 
-    def by_lance(self, query: NDArray[np.float32], where: Filter | None, start: int, stop: int) -> Slice:
+    def by_lance(self, query: NDArray[np.float32], where: Filter | None, start: int, stop: int, space: str) -> Slice:
         """A deeper search ranks otherwise: what the one before it did not find comes after, and nothing twice."""
-        key = (query.tobytes(), where and where.where)
+        key = (query.tobytes(), where and where.where, space)
         found: list[tuple[str, float]] = self.rankings.get(key, [])
         if len(found) < stop:
             seen = {identifier for identifier, _ in found}
-            hits = self.index.search(query, stop, where=where)
+            hits = self.index.search(query, stop, where=where, space=space)
             found = [*found, *((hit.id, hit.score) for hit in hits if hit.id not in seen)][:stop]
             if stop <= DEEPEST:
                 self.keep(key, found)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Space = Literal["pictures", "words"]
+Space = Literal["pictures", "captions", "words"]
 ADDRESS = re.compile(r"\s*(?:(?:https?|ftp|file):/|data:)\S+\s*", re.IGNORECASE)
 DEEPEST = 10_000  # rows of a ranking that can be scrolled to
 MOST_EXPORTED = 1_000_000
@@ -32,7 +32,7 @@ class Question(Closed):
     without: str = Field("", max_length=1000, description="words for what the picture should not show")
     like: tuple[str, ...] = Field((), max_length=50, description="ids of pictures of the index")
     picture: str | None = Field(None, pattern="^[0-9a-f]{32}$", description="what POST /api/picture answered")
-    space: Space = Field("pictures", description="compare with pictures, or find the words in captions")
+    space: Space = Field("pictures", description="compare with pictures or captions, or find words in captions")
     filters: tuple[Condition, ...] = Field((), max_length=50)
     where: str = Field("", max_length=5000, description="a condition such as: width > 500 and punsafe < 0.5")
     fold: bool = Field(True, description="show one of pictures that are almost the same")

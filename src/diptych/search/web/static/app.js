@@ -9,7 +9,11 @@ import * as grid from "./grid.js";
 import { EMPTY, fromAddress, question, state, toAddress } from "./state.js";
 
 const PAGE = 60;
-const SPACES = { pictures: ["Pictures", "what pictures show"], words: ["Words", "the words of captions"] };
+const SPACES = { // name -> its button, what it searches, the empty box
+  pictures: ["Pictures", "what pictures show", "Search the pictures"],
+  captions: ["Captions", "what captions mean", "Search the captions"],
+  words: ["Words", "the words of captions", "Words of a caption"],
+};
 const wide = matchMedia("(min-width: 900px)");
 let about, next = null, asking = null, turn = 0;
 
@@ -92,7 +96,7 @@ function say({ matching, results }, milliseconds) {
   if (results.length) return;
   const filtered = matching === 0 && about.rows > 0;
   empty.replaceChildren(el("h2", { textContent: about.rows ? "Nothing found" : "This index is empty" }),
-    el("p", { textContent: filtered ? "No picture passes the filters." : about.rows ? "No caption has these words." : "diptych index PICTURES --db my.lance puts pictures into it." }));
+    el("p", { textContent: filtered ? "No picture passes the filters." : about.rows ? (state.space === "words" ? "No caption has these words." : "None of these pictures has a caption.") : "diptych index PICTURES --db my.lance puts pictures into it." }));
   if (filtered) empty.append(el("button", { className: "button main", type: "button", textContent: "Reset the filters", onclick: filters.reset }));
 }
 
@@ -109,7 +113,7 @@ function showQuestion() {
   }
   $("wanted").replaceChildren(...made);
   $("clear").hidden = !(state.text || made.length);
-  $("text").placeholder = made.length ? "Add words" : state.space === "words" ? "Words of a caption" : "Search the pictures";
+  $("text").placeholder = made.length ? "Add words" : SPACES[state.space][2];
   for (const button of $("spaces").children) pick(button, button.dataset.space === state.space);
   filters.chips();
   document.title = state.text ? `${state.text} – ${about.name}` : `${about.name} – diptych`;
@@ -125,8 +129,11 @@ function change(values, remember = "push") {
   return ask({ remember });
 }
 
+// Without words there are none to be found.
+const compared = () => (state.space === "words" ? "pictures" : state.space);
+
 function like(...found) {
-  return change({ like: found.map(({ id }) => id).slice(0, 50), picture: null, text: "", space: "pictures" });
+  return change({ like: found.map(({ id }) => id).slice(0, 50), picture: null, text: "", space: compared() });
 }
 
 async function lookLike(file) {
@@ -135,7 +142,7 @@ async function lookLike(file) {
   try {
     const { picture } = await api.handIn(file);
     if (state.picture?.url) URL.revokeObjectURL(state.picture.url);
-    await change({ picture: { token: picture, url: URL.createObjectURL(file), name: file.name || "pasted picture" }, like: [], text: "", space: "pictures" });
+    await change({ picture: { token: picture, url: URL.createObjectURL(file), name: file.name || "pasted picture" }, like: [], text: "", space: compared() });
   } catch (error) {
     toast(error.message);
   } finally {

@@ -36,7 +36,7 @@ export function fromAddress() {
   const kept = state.picture?.token === token ? state.picture : null;
   Object.assign(state, structuredClone(EMPTY), {
     text: said.get("q") ?? "", without: said.get("without") ?? "", like: said.getAll("like"),
-    space: said.get("in") === "words" ? "words" : "pictures",
+    space: ["captions", "words"].includes(said.get("in")) ? said.get("in") : "pictures",
     where: said.get("where") ?? "", fold: said.get("fold") !== "no", safe: said.get("safe") !== "no",
     picture: token && /^[0-9a-f]{32}$/.test(token) ? kept ?? { token, url: null, name: "your picture" } : null,
     filters: readFilters(said.get("filters")),
