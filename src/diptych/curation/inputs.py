@@ -36,10 +36,8 @@ KNOWN = (  # columns of the protocol: found whatever their case, as in LAION's U
     "key", "text", "texts", "url", "page_url", "width", "height", "language", "similarity", "embedding", "punsafe",
     "pwatermark", "aesthetic", "weight",
 )  # fmt: skip
-PATHS_CALLED = (
-    "image", "img", "picture", "photo", "imagepath", "imagefile", "imagefilename", "filepath", "filename", "file",
-    "path", "imagename",
-)  # fmt: skip
+PATHS_CALLED = ("image", "img", "picture", "photo", "imagepath")
+FILES_CALLED = ("imagefile", "imagefilename", "filepath", "filename", "file", "path", "imagename")
 PICTURES_CALLED = ("picture", *USUAL["image"].split())
 PATH = "image"  # the column of paths of pictures, whatever it was called
 PLACE = "_picture"  # where the bytes of a row's picture lie; never shown to a stage
@@ -287,9 +285,8 @@ def names_for(
         if is_inside(kind):
             renamed.append((name, "picture"))
             break
-        known = (
-            PATHS_CALLED[:5] if "url" in plain else PATHS_CALLED
-        )  # beside addresses, names of files are no files yet
+        # beside addresses, names of files are no files yet
+        known = PATHS_CALLED if "url" in plain else (*PATHS_CALLED, *FILES_CALLED)
         if image or (pa.types.is_string(kind) and plainest(name) in known):
             renamed.append((name, PLACE))
             break

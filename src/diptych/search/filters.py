@@ -12,7 +12,7 @@ from the parsed expression, so a text stays a text whatever is in it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -191,6 +191,12 @@ def literal(value: Value) -> str:
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return repr(value)
+
+
+def with_ids(ids: Sequence[str], most: int = 500) -> Iterator[str]:
+    """The rows of these ids as conditions for Lance, `most` in each: one on very many is slow to read."""
+    for start in range(0, len(ids), most):
+        yield f"`id` IN ({', '.join(map(literal, ids[start : start + most]))})"
 
 
 # -- reading it --------------------------------------------------------------------------------------------------------

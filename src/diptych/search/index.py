@@ -35,7 +35,7 @@ from diptych.search.columns import (
     wider,
 )
 from diptych.search.exact import fused, unit
-from diptych.search.filters import Filter, literal, parse
+from diptych.search.filters import Filter, parse, with_ids
 from diptych.search.found import Hit, Info, Model
 from diptych.search.lance import Lance
 from diptych.search.measure import last_measured, measure
@@ -211,9 +211,8 @@ class Index:
     def fetch(self, ids: Sequence[str], columns: list[str]) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         table = self.latest()
-        for start in range(0, len(ids), 500):
-            some = ", ".join(literal(one) for one in ids[start : start + 500])
-            query = table.search().where(f"`id` IN ({some})").select(columns).limit(None)
+        for some in with_ids(ids):
+            query = table.search().where(some).select(columns).limit(None)
             found |= {row["id"]: row for row in self.read(query).to_pylist()}
         return [found[one] for one in ids if one in found]
 
@@ -238,7 +237,8 @@ class Index:
             held = self.holds_captions
             done = in_turn(lambda: self.merge(rows, vectors))
             if self.holds_captions and not held:  # another process made the column: Lance kept what it put there
-                in_turn(partial(self.forget_captions, [row["id"] for row in rows]))
+                for some in with_ids([row["id"] for row in rows]):
+                    in_turn(partial(self.forget_captions, some))
             self.memory.follow()
         if done.num_inserted_rows + done.num_updated_rows == len(rows):
             return set()
@@ -255,10 +255,10 @@ class Index:
             merge = self.table.merge_insert("id").when_matched_update_all(where=OWN).when_not_matched_insert_all()
             return merge.execute(table, on_bad_vectors="null")  # an empty caption's, that is: the pictures' are sound
 
-    def forget_captions(self, ids: Sequence[str]) -> None:
-        some, table = ", ".join(map(literal, ids)), self.latest()
+    def forget_captions(self, condition: str) -> None:
+        table = self.latest()
         with plainly(self.uri):
-            table.update(where=f"`id` IN ({some})", values={VECTORS["captions"]: None, "added": now()})
+            table.update(where=condition, values={VECTORS["captions"]: None, "added": now()})
 
     def hold_captions(self) -> None:
         """From now on rows have a place for the vector of their text. Raises Busy as `add` does."""
@@ -303,11 +303,9 @@ class Index:
 
     def remove(self, ids: Collection[str]) -> None:
         """In commits of a thousand; unknown ids are passed over."""
-        gone = list(ids)
         with self.lock:
-            for start in range(0, len(gone), 1000):
-                some = ", ".join(literal(one) for one in gone[start : start + 1000])
-                in_turn(partial(self.delete, f"`id` IN ({some})"))
+            for some in with_ids(list(ids), 1000):
+                in_turn(partial(self.delete, some))
             self.memory.follow()
 
     def delete(self, condition: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from diptych.search.columns import TABLE, VECTORS, compute
 from diptych.search.exact import Exact, Room, room_for
-from diptych.search.filters import literal
+from diptych.search.filters import with_ids
 from diptych.search.storage import written
 
 if TYPE_CHECKING:
@@ -87,9 +87,8 @@ class Memory:
             return self.read_all(names)
         exact = exact.without(gone)
         columns = [*names, PICTURES, *([CAPTIONS] if exact.captions else [])]
-        for start in range(0, len(fresh), 500):
-            some = ", ".join(literal(one) for one in fresh[start : start + 500])
-            query = self.index.table.search().where(f"`id` IN ({some})").select(columns)
+        for some in with_ids(fresh):
+            query = self.index.table.search().where(some).select(columns)
             found = self.index.read(query.limit(None))
             said = vectors_of(found, CAPTIONS) if exact.captions else None
             exact = exact.added(vectors_of(found, PICTURES)[0], found.select(names), said)

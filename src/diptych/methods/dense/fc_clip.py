@@ -40,11 +40,11 @@ DECODERS = ("deformable", "pyramid")
 @dataclass(frozen=True)
 class Config:
     """alpha, beta: the out-of-vocabulary share of seen and of unseen classes, published for CLIPs with a logit_scale of
-    100; where it is smaller, larger ones are better. valid: none where a mask is empty at the
-    last map (needed for ResNets). size, longest: of a picture's sides at test; crop, least, most, flip: large-scale
-    jitter in training, crop 0 for whole pictures at test size, of which the maps are kept. decoder: "deformable" or
-    "pyramid". samples: points a mask in the losses. unnamed: what the masks ignore is to be found too, each connected
-    area, and may be any class alike; not published, for few classes, of which else no other is found.
+    100; where it is smaller, larger ones are better. valid: none where a mask is empty at the last map (needed for
+    ResNets). size, longest: of a picture's sides at test; crop, least, most, flip: large-scale jitter in training, crop
+    0 for whole pictures at test size, of which the maps are kept. decoder: "deformable" or "pyramid". samples: points a
+    mask in the losses. unnamed: what the masks ignore is to be found too, each connected area, and may be any class
+    alike; not published, for few classes, of which else no other is found.
     templates: around names, with {}, split by "|"; "": ViLD's 14.
     """
 
